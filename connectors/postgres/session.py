@@ -1,0 +1,106 @@
+"""Sessions whose text output cannot be bent by a role's or a database's settings, and whose errors are ours.
+
+Invariant: every value read or written passes through a session with the same pins (hazard A17), set at connect, so no
+statement has to run first. A secret never appears in an error: DSNs are only ever shown redacted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import psycopg
+from psycopg import conninfo, errors
+
+from schemas.errors import Contended, Halt, PrivilegeMissing, SlackwaterError, Unavailable
+
+Connection = psycopg.Connection[tuple[object, ...]]
+
+PINS: Mapping[str, str] = {
+    "DateStyle": "ISO,MDY",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "bytea_output": "hex",
+    "extra_float_digits": "3",
+    "lc_monetary": "C",
+    "xmloption": "content",
+    "standard_conforming_strings": "on",
+    "search_path": '""',
+    "row_security": "off",  # a policy must raise, never hide rows from us
+    "default_transaction_isolation": "read\\ committed",
+    "default_transaction_read_only": "off",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+}
+
+
+def redact(dsn: str) -> str:
+    """A DSN as it may be shown: host, port, database and user, never a password or an option."""
+    try:
+        parts = conninfo.conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        return "(a DSN that libpq cannot read)"
+    shown = {k: str(parts[k]) for k in ("host", "port", "dbname", "user") if parts.get(k)}
+    return " ".join(f"{k}={v}" for k, v in shown.items()) or "(libpq's defaults)"
+
+
+def pinned(dsn: str, *, application: str, settings: Mapping[str, str] | None = None) -> str:
+    """`dsn` with the pins (and `settings`, which win) as startup options, after any options of its own."""
+    parts = conninfo.conninfo_to_dict(dsn)
+    pins = {**PINS, **(settings or {})}
+    options = " ".join([str(parts.get("options") or ""), *(f"-c {k}={v}" for k, v in pins.items())]).strip()
+    defaults = {"connect_timeout": "10", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
+    merged = {**defaults, **{k: v for k, v in parts.items() if v is not None}}
+    merged.update(options=options, application_name=application, client_encoding="UTF8")
+    return conninfo.make_conninfo("", **merged)
+
+
+def connect(
+    dsn: str, *, application: str = "slackwater", autocommit: bool = True, settings: Mapping[str, str] | None = None
+) -> Connection:
+    """A pinned session. Values of our settings must not hold spaces unless escaped with a backslash.
+
+    Errors: Unavailable (refused, unreachable, starting up), PrivilegeMissing (authentication), Halt (a pooler that
+    refuses startup options).
+    """
+    with translated(f"cannot connect to {redact(dsn)}"):
+        return psycopg.connect(
+            pinned(dsn, application=application, settings=settings), autocommit=autocommit, prepare_threshold=None
+        )
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Turns psycopg's errors into ours. `doing` opens the message; DETAIL, which can hold row values, is dropped."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise translate(error, doing) from error
+
+
+def translate(error: psycopg.Error, doing: str) -> SlackwaterError:
+    """What a driver error means for us; see `translated`."""
+    state = error.sqlstate
+    message = error.diag.message_primary or _first_line(str(error))
+    cause = f"{doing}: {message}" + (f" (SQLSTATE {state})" if state else "")
+    match error:
+        case errors.DeadlockDetected() | errors.SerializationFailure() | errors.LockNotAvailable():
+            return Contended(cause, hint="it is tried again by itself; if it persists, look for long transactions in pg_stat_activity")
+        case errors.InsufficientPrivilege():
+            return PrivilegeMissing(cause, hint="`slackwater grants` prints what each role needs")
+        case errors.InvalidPassword() | errors.InvalidAuthorizationSpecification():
+            return PrivilegeMissing(cause, hint="check the user and password of the DSN, and pg_hba.conf")
+        case errors.DiskFull() | errors.OutOfMemory():
+            return Unavailable(cause, hint="free space on that server; the work goes on by itself from where it stopped")
+    if state is None and "unsupported startup parameter" in message:
+        return Halt(cause, hint="this looks like a connection pooler: give a DSN that reaches PostgreSQL itself")
+    if state is None and ("password" in message or "authentication" in message or "pg_hba" in message):
+        return PrivilegeMissing(cause, hint="check the user and password of the DSN, and pg_hba.conf")
+    if state is None or state[:2] in ("08", "57", "53"):  # connection, operator intervention, resources
+        return Unavailable(cause, hint="check that the server is up and reachable; it is tried again by itself")
+    return Halt(cause, hint="see the server's log for this statement")
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "unknown error")

@@ -1,0 +1,151 @@
+"""The control schema: every table slackwater keeps on the databases, as DDL.
+
+Both sides get the same schema. Rows are keyed by migration, so one migration's end never touches another's. New is the
+home of what is migration-wide (`migration`, `journal`, `pause`, `load`, `backfill_chunk`); what belongs to a direction's
+target lives on that target, in the transaction that writes the rows; a role's heartbeat lives where the role writes
+(capture: its source; apply and backfill: their target). With one database for both sides there is one of each.
+"""
+
+from __future__ import annotations
+
+SCHEMA = "slackwater"
+MIRROR_SCHEMA = "slackwater_mirror"
+FENCE_TRIGGER = "slackwater_fence"
+ECHO_PREFIX = "slackwater.echo"
+TOKEN_PREFIX = "slackwater.token"
+
+TABLES = """
+create schema if not exists slackwater;
+create schema if not exists slackwater_mirror;
+
+create table if not exists slackwater.migration (
+  migration text primary key,
+  phase text not null,
+  fingerprint text not null,          -- sha256 of the canonical mapping file
+  prepared jsonb not null,            -- tables of both sides and mappings as they were prepared
+  created_at timestamptz not null default clock_timestamp(),
+  changed_at timestamptz not null default clock_timestamp()
+);
+
+create table if not exists slackwater.turn (   -- the authority for its own side
+  migration text not null, side text not null check (side in ('old', 'new')),
+  open_turn bigint not null,           -- forward opens new with 1; old carries 0 from the start, new -1
+  fence_turn bigint,                   -- the turn this side's fence asks for; null: no fence
+  changed_at timestamptz not null default clock_timestamp(),
+  primary key (migration, side)
+);
+
+create table if not exists slackwater.pass (   -- who may write through the fence: sha256 of a secret kept in memory
+  migration text not null, side text not null, holder text not null, hash bytea not null,
+  given_at timestamptz not null default clock_timestamp(),
+  primary key (migration, side, holder)
+);
+
+create table if not exists slackwater.route (
+  migration text primary key, writes text not null, turn bigint not null, changed_at timestamptz not null
+);
+
+create table if not exists slackwater.checkpoint (
+  migration text not null, direction text not null,
+  epoch bigint not null, end_lsn pg_lsn not null, last_commit_lsn pg_lsn not null, last_seq bigint not null,
+  committed_at timestamptz,            -- source commit time of the newest applied transaction
+  applied_at timestamptz not null default clock_timestamp(),
+  offsets jsonb not null default '{}', -- {topic: {partition: next offset}}, the epochs topic included
+  system_id text not null, timeline integer not null, slot text not null,
+  primary key (migration, direction)
+);
+
+create table if not exists slackwater.epoch (  -- what was applied lately; pruned
+  migration text not null, direction text not null, epoch bigint not null,
+  end_lsn pg_lsn not null, committed_at timestamptz, applied_at timestamptz not null default clock_timestamp(),
+  rows bigint not null, extents jsonb not null default '{}',
+  primary key (migration, direction, epoch)
+);
+
+create table if not exists slackwater.token (
+  migration text not null, direction text not null, token text not null, epoch bigint not null,
+  applied_at timestamptz not null default clock_timestamp(),
+  primary key (migration, direction, token)
+);
+
+create table if not exists slackwater.load (   -- one backfill: a mapping's target, or a mirror
+  migration text not null, direction text not null,
+  name text not null,                  -- target table, or 'mirror:<source table>'
+  source text not null,                -- the source table read; for a mapping over mirrors: ''
+  fingerprint text not null,           -- of the mapping's text and feeds
+  state text not null,                 -- pending, running, indexing, done; asleep: waits for its mirrors
+  barrier_xid text,                    -- xid8: no chunk starts until a snapshot's xmin is at or past it
+  barrier_lsn pg_lsn,                  -- chunks from a replica need replay at or past it
+  newest_lsn pg_lsn,                   -- source LSN of the newest chunk or reread; older epochs may contradict it for a while
+  snapshot text,                       -- tables without a key: pg_current_snapshot() of their one chunk
+  rows bigint not null default 0, bytes bigint not null default 0, rows_estimate bigint not null default 0, bytes_estimate bigint not null default 0,
+  started_at timestamptz, done_at timestamptz,
+  primary key (migration, direction, name)
+);
+
+create table if not exists slackwater.backfill_chunk (
+  migration text not null, direction text not null, load text not null, chunk integer not null,
+  lower text, upper text,              -- key range [lower, upper) as text; null: open. hash buckets: 'bucket/of'
+  kind text not null default 'range',  -- range, bucket, whole
+  state text not null default 'pending',
+  rows bigint not null default 0, bytes bigint not null default 0, source_lsn pg_lsn, epoch bigint,
+  done_at timestamptz,
+  primary key (migration, direction, load, chunk)
+);
+
+create table if not exists slackwater.quarantine (
+  id bigint generated always as identity primary key,
+  migration text not null, direction text not null, load text not null, source text not null,
+  key jsonb not null,                  -- the source row's key columns
+  commit_lsn pg_lsn, seq bigint, sqlstate text, error text not null,
+  state text not null default 'open',  -- open, retrying, waived
+  changes bigint not null default 1,   -- this one and the later ones of its key that joined it
+  at timestamptz not null default clock_timestamp(),
+  waived_by text, waived_reason text, waived_at timestamptz,
+  unique (migration, direction, load, source, key)
+);
+
+create table if not exists slackwater.reread (
+  migration text not null, direction text not null, load text not null, source text not null,
+  key jsonb not null, reason text not null, asked_at timestamptz not null default clock_timestamp(),
+  attempts integer not null default 0,
+  primary key (migration, direction, load, source, key)
+);
+
+create table if not exists slackwater.role (   -- heartbeats
+  migration text not null, direction text not null, role text not null,
+  pid integer not null, host text not null, state text not null,   -- starting, running, waiting, paused, halted, stopped
+  reason text, last_error jsonb, figures jsonb not null default '{}', seen_at timestamptz not null default clock_timestamp(),
+  primary key (migration, direction, role)
+);
+
+create table if not exists slackwater.pause (
+  migration text not null, what text not null, reason text, by text not null, at timestamptz not null default clock_timestamp(),
+  primary key (migration, what)
+);
+
+create table if not exists slackwater.journal (
+  migration text not null, seq bigint not null, at timestamptz not null, actor text not null, remark text, host text not null,
+  step text not null, outcome text not null, detail jsonb not null default '{}', previous text not null, hash text not null,
+  primary key (migration, seq)
+);
+"""
+
+REFUSE = r"""
+create or replace function slackwater.refuse() returns trigger language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp as $body$
+declare
+  pass text := current_setting('slackwater.pass', true);
+  opened bigint;
+begin
+  -- arguments: migration, side, turn
+  select open_turn into opened from slackwater.turn where migration = TG_ARGV[0] and side = TG_ARGV[1];
+  if opened >= TG_ARGV[2]::bigint then return null; end if;
+  if pass <> '' and exists (
+    select from slackwater.pass where migration = TG_ARGV[0] and side = TG_ARGV[1] and hash = sha256(convert_to(pass, 'UTF8'))
+  ) then return null; end if;
+  raise exception using errcode = '25006',
+    message = 'slackwater: writes moved to ' || case TG_ARGV[1] when 'old' then 'new' else 'old' end,
+    hint = 'roll back, read slackwater.route, and retry the whole transaction there';
+end $body$;
+"""

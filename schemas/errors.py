@@ -1,0 +1,106 @@
+"""Every error slackwater raises on purpose, and what may be done about it.
+
+    SlackwaterError
+    |-- ConfigError            the file or the command line is wrong                       exit 2
+    |   `-- MappingError       one mapping in the file is wrong
+    |-- Refused                the answer is no; every reason is listed                    exit 3
+    |-- Unavailable            a server did not answer; trying again is right              BACKOFF
+    |   `-- Contended          deadlock, serialization failure, lock timeout               BACKOFF
+    |-- Superseded             another process owns this role now                          NEVER
+    `-- Halt                   carrying on could lose or corrupt a row                     OPERATOR
+        |-- SlotLost           the slot is gone, advanced or somebody else's
+        |-- StreamGap          Kafka does not hold what the checkpoint needs next
+        |-- SchemaChanged      the source's tables are not what was prepared
+        |-- RowRejected        the target refuses a row
+        `-- PrivilegeMissing   a role may not do what its work needs
+
+Invariant: an unknown failure is never retried in silence. `retry` is BACKOFF only for the classes that say so.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class Retry(StrEnum):
+    """Who acts next: the process itself after a pause, an operator, or nobody."""
+
+    BACKOFF = "backoff"
+    OPERATOR = "operator"
+    NEVER = "never"
+
+
+class SlackwaterError(Exception):
+    """`cause` says what happened, `hint` says what to do; neither ever holds a row value or a secret."""
+
+    retry: ClassVar[Retry] = Retry.OPERATOR
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, cause: str, *, hint: str = "") -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.cause}\n  remedy: {self.hint}" if self.hint else self.cause
+
+
+class ConfigError(SlackwaterError):
+    """The configuration or the command line cannot be used as it is."""
+
+    exit_code = 2
+
+
+class MappingError(ConfigError):
+    """One entry under `copy`, `tables` or `reverse` cannot be used as it is."""
+
+
+class Refused(SlackwaterError):
+    """The answer is no. `reasons` lists every one of them, not the first."""
+
+    exit_code = 3
+
+    def __init__(self, cause: str, *, reasons: tuple[str, ...] = (), hint: str = "") -> None:
+        super().__init__(cause, hint=hint)
+        self.reasons = reasons
+
+
+class Unavailable(SlackwaterError):
+    """A server could not be reached or went away; nothing is lost by trying again."""
+
+    retry = Retry.BACKOFF
+
+
+class Contended(Unavailable):
+    """A deadlock, a serialization failure or a lock timeout ended the transaction; it can be run again whole."""
+
+
+class Superseded(SlackwaterError):
+    """Another process has taken this role; this one must stop."""
+
+    retry = Retry.NEVER
+
+
+class Halt(SlackwaterError):
+    """Carrying on could lose, double or corrupt a row: the role stops and waits for an operator."""
+
+
+class SlotLost(Halt):
+    """The replication slot is missing, was recreated, was advanced, or belongs to another cluster or timeline."""
+
+
+class StreamGap(Halt):
+    """Kafka does not hold the records that the checkpoint needs next."""
+
+
+class SchemaChanged(Halt):
+    """A source table is no longer what was prepared, in a way that a mapping depends on."""
+
+
+class RowRejected(Halt):
+    """The target refuses a row and the quarantine may not or cannot take it."""
+
+
+class PrivilegeMissing(Halt):
+    """A database role lacks a privilege that the work needs."""

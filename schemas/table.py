@@ -1,0 +1,62 @@
+"""What a table is, as the catalog or a Relation message describes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Identity(StrEnum):
+    """REPLICA IDENTITY, by its letter in pg_class.relreplident."""
+
+    DEFAULT = "d"
+    NOTHING = "n"
+    FULL = "f"
+    INDEX = "i"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One live column, in attnum order within its table."""
+
+    name: str
+    type_oid: int
+    type: str  # format_type() without a length: "integer", "character varying", "app.mood"
+    type_full: str  # format_type() with its length or precision: "character varying(40)"
+    type_kind: str = "b"  # pg_type.typtype: b base, e enum, d domain, c composite, r range, m multirange
+    not_null: bool = False
+    has_default: bool = False
+    identity: str = ""  # '' none, 'a' generated always, 'd' by default
+    generated: str = ""  # '' none, 's' stored, 'v' virtual
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table that can be read or written: ordinary or partitioned, never a leaf of a partitioned one.
+
+    `key` is the primary key's columns in key order, empty where there is none.
+    `identity_columns` are what an UPDATE or DELETE sends of the old row: the primary key (DEFAULT), an index's
+    columns (INDEX), every column (FULL), nothing (NOTHING, or DEFAULT without a primary key).
+    """
+
+    schema: str
+    name: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...] = ()
+    identity: Identity = Identity.DEFAULT
+    identity_columns: tuple[str, ...] = ()
+    partitioned: bool = False
+    oid: int = 0
+    rows_estimate: int = 0
+    bytes_estimate: int = 0
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.columns)
+
+    def column(self, name: str) -> Column:
+        """KeyError when there is none of that name."""
+        for c in self.columns:
+            if c.name == name:
+                return c
+        raise KeyError(name)
