@@ -1,0 +1,181 @@
+"""The catalog, read into `schemas.table.Table`: what can be streamed from, and what can be written to.
+
+Invariant: a table is described as a writer of rows sees it: its live columns in attnum order, partitioned roots and
+never their leaves, and the replica identity as the server resolves it, not as its letter suggests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from connectors.postgres.session import Connection, translated
+from schemas.table import Column, Identity, Table
+
+# Ordinary tables (also inheritance children: those hold rows of their own) and partitioned roots. For a partitioned
+# root, the estimates are its leaves' sums: its own are zero.
+_TABLES = """
+select c.oid::bigint, c.relname, c.relkind = 'p', c.relreplident,
+       coalesce((select array_agg(a.attname order by k.ord)
+                   from pg_catalog.pg_index i,
+                        pg_catalog.unnest(i.indkey) with ordinality k(attnum, ord)
+                        join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum
+                  where i.indrelid = c.oid and i.indisprimary and k.ord <= i.indnkeyatts), '{}')::text[],
+       coalesce((select array_agg(a.attname order by k.ord)
+                   from pg_catalog.pg_index i,
+                        pg_catalog.unnest(i.indkey) with ordinality k(attnum, ord)
+                        join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum
+                  where i.indrelid = c.oid and i.indisreplident and i.indisvalid
+                    and k.ord <= i.indnkeyatts), '{}')::text[],
+       case when c.relkind = 'p'
+            then (select coalesce(sum(greatest(l.reltuples, 0)), 0) from pg_catalog.pg_partition_tree(c.oid) t
+                    join pg_catalog.pg_class l on l.oid = t.relid where t.isleaf)
+            else greatest(c.reltuples, 0) end::bigint,
+       case when c.relkind = 'p'
+            then (select coalesce(sum(pg_catalog.pg_table_size(t.relid)), 0)
+                    from pg_catalog.pg_partition_tree(c.oid) t where t.isleaf)
+            else pg_catalog.pg_table_size(c.oid) end::bigint
+  from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+ where n.nspname = %s and c.relkind in ('r', 'p') and not c.relispartition
+ order by c.relname
+"""
+
+_COLUMNS = """
+select a.attrelid::bigint, a.attname, a.atttypid::bigint, pg_catalog.format_type(a.atttypid, null),
+       pg_catalog.format_type(a.atttypid, a.atttypmod), t.typtype, a.attnotnull, a.atthasdef and a.attgenerated = '',
+       a.attidentity, a.attgenerated
+  from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
+ where a.attrelid = any(%s::oid[]) and a.attnum > 0 and not a.attisdropped
+ order by a.attrelid, a.attnum
+"""
+
+
+def tables(conn: Connection, schema: str) -> dict[str, Table]:
+    """Every table of `schema` by its unqualified name; empty when there is no such schema.
+
+    Shape:  ordinary tables and partitioned roots; columns in attnum order; key columns in key order.
+    Units:  `bytes_estimate` is heap and TOAST without indexes; `rows_estimate` is the planner's, 0 before an ANALYZE.
+    """
+    with translated(f"cannot read the tables of schema {schema}"):
+        heads = conn.execute(_TABLES, (schema,)).fetchall()
+        oids = [cast("int", row[0]) for row in heads]
+        columns: dict[int, list[Column]] = {oid: [] for oid in oids}
+        for oid, *rest in cast("list[tuple[Any, ...]]", conn.execute(_COLUMNS, (oids,)).fetchall()):
+            columns[oid].append(_column(rest))
+    found = (_table(schema, cast("tuple[Any, ...]", row), tuple(columns[cast("int", row[0])])) for row in heads)
+    return {table.name: table for table in found}
+
+
+def _column(row: list[Any]) -> Column:
+    name, type_oid, type_, full, kind, not_null, has_default, identity, generated = row
+    return Column(
+        name=name,
+        type_oid=type_oid,
+        type=type_,
+        type_full=full,
+        type_kind=kind,
+        not_null=not_null,
+        has_default=has_default,
+        identity=identity,
+        generated=generated,
+    )
+
+
+def _table(schema: str, row: tuple[Any, ...], columns: tuple[Column, ...]) -> Table:
+    oid, name, partitioned, letter, key, by_index, rows, size = row
+    identity = Identity(letter)
+    sent: tuple[str, ...]
+    match identity:
+        case Identity.FULL:
+            sent = tuple(c.name for c in columns)
+        case Identity.INDEX:
+            sent = tuple(by_index)  # empty when the index was dropped since: the server then sends nothing
+        case Identity.NOTHING:
+            sent = ()
+        case Identity.DEFAULT:
+            sent = tuple(key)
+    return Table(
+        schema=schema,
+        name=name,
+        columns=columns,
+        key=tuple(key),
+        identity=identity,
+        identity_columns=sent,
+        partitioned=partitioned,
+        oid=oid,
+        rows_estimate=rows,
+        bytes_estimate=size,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """Who answers: what `prepare` pins and every connect asserts."""
+
+    system_id: str  # pg_control_system().system_identifier
+    timeline: int
+    version: int  # server_version_num, 170004
+    database: str
+    database_oid: int
+    in_recovery: bool
+    encoding: str
+
+    @property
+    def major(self) -> int:
+        return self.version // 10_000
+
+
+def server(conn: Connection) -> Server:
+    """The server's identity, as it stands now."""
+    with translated("cannot read the server's identity"):
+        row = cast(
+            "tuple[Any, ...] | None",
+            conn.execute(
+                # the last checkpoint's timeline is stale right after a promotion, the WAL file's name is not
+                "select s.system_identifier::text, case when pg_is_in_recovery() then c.timeline_id"
+                " else ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int end,"
+                " current_setting('server_version_num')::int, current_database(), d.oid::bigint,"
+                " pg_is_in_recovery(), current_setting('server_encoding')"
+                " from pg_control_system() s, pg_control_checkpoint() c, pg_database d"
+                " where d.datname = current_database()"
+            ).fetchone(),
+        )
+    assert row is not None  # one row each
+    system_id, timeline, version, database, oid, recovery, encoding = row
+    return Server(
+        system_id=system_id,
+        timeline=timeline,
+        version=version,
+        database=database,
+        database_oid=oid,
+        in_recovery=recovery,
+        encoding=encoding,
+    )
+
+
+def leaves(conn: Connection, table: Table) -> list[tuple[str, str]]:
+    """(schema, name) of what holds the table's rows: itself, or its partition leaves as they are now."""
+    if not table.partitioned:
+        return [(table.schema, table.name)]
+    with translated(f"cannot list the partitions of {table.schema}.{table.name}"):
+        rows = conn.execute(
+            "select n.nspname, c.relname from pg_catalog.pg_partition_tree(%s::oid) t"
+            " join pg_catalog.pg_class c on c.oid = t.relid join pg_catalog.pg_namespace n on n.oid = c.relnamespace"
+            " where t.isleaf and c.relkind = 'r' order by t.level, n.nspname, c.relname",
+            (table.oid,),
+        ).fetchall()
+    return [(str(schema), str(name)) for schema, name in rows]
+
+
+def partitions(conn: Connection, table: Table) -> list[tuple[str, str]]:
+    """(schema, name) of every partition below the table, inner ones included; empty when it is not partitioned."""
+    if not table.partitioned:
+        return []
+    with translated(f"cannot list the partitions of {table.schema}.{table.name}"):
+        rows = conn.execute(
+            "select n.nspname, c.relname from pg_catalog.pg_partition_tree(%s::oid) t"
+            " join pg_catalog.pg_class c on c.oid = t.relid join pg_catalog.pg_namespace n on n.oid = c.relnamespace"
+            " where t.relid <> %s::oid and c.relkind in ('r', 'p') order by t.level, n.nspname, c.relname",
+            (table.oid, table.oid),
+        ).fetchall()
+    return [(str(schema), str(name)) for schema, name in rows]
