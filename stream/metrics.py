@@ -1,0 +1,164 @@
+"""What Prometheus reads: every name of the outer contract that this version can measure.
+
+Invariant: an unknown figure is absent, never zero. Each name stands in the README's table, and a test says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import metadata
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from schemas.errors import SlackwaterError
+
+BOTH = ("migration", "direction")
+EPOCH_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+GATE_STATES = ("passed", "failed", "unknown")
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@cache
+def version() -> str:
+    """The installed version, or "unknown" in a bare source tree."""
+    try:
+        return metadata.version("slackwater")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+class Metrics:
+    """The metrics of one process, in a registry of their own. None stands for unknown and removes the sample."""
+
+    def __init__(self, migration: str, direction: str, role: str = "") -> None:
+        self.registry = CollectorRegistry()
+        self._own = (migration, direction)
+        self._shown: set[tuple[int, tuple[str, ...]]] = set()  # which gauges have which samples
+        r = self.registry
+        self._lag_s = Gauge(
+            "slackwater_lag_seconds",
+            "Age of the oldest change not applied; 0 only when proven; absent: unknown",
+            BOTH,
+            registry=r,
+        )
+        self._lag_bytes = Gauge(
+            "slackwater_lag_bytes", "WAL between the source's insert position and what is applied", BOTH, registry=r
+        )
+        self._freshness_s = Gauge(
+            "slackwater_freshness_seconds", "Age of what is known about the lag", BOTH, registry=r
+        )
+        self._rows = Counter(
+            "slackwater_rows_total", "Row changes handled", (*BOTH, "stage", "op", "table"), registry=r
+        )
+        self._epochs = Counter("slackwater_epochs_total", "Epochs handled", (*BOTH, "stage"), registry=r)
+        self._epoch_s = Histogram(
+            "slackwater_epoch_seconds", "Time one epoch took", (*BOTH, "stage"), buckets=EPOCH_BUCKETS_S, registry=r
+        )
+        self._slot = Gauge(
+            "slackwater_slot_retained_bytes", "WAL that the replication slot holds back on the source", BOTH, registry=r
+        )
+        self._backfill_rows = Counter("slackwater_backfill_rows_total", "Rows loaded by backfill", BOTH, registry=r)
+        self._backfill_chunks = Gauge(
+            "slackwater_backfill_chunks", "Chunks of the backfill, by state", (*BOTH, "state"), registry=r
+        )
+        self._quarantined = Gauge(
+            "slackwater_quarantined_rows", "Rows that could not be applied and are not waived", BOTH, registry=r
+        )
+        self._reread = Gauge(
+            "slackwater_reread_rows", "Rows waiting to be read again from the source", BOTH, registry=r
+        )
+        self._errors = Counter(
+            "slackwater_errors_total", "Errors that stopped a role, by class", (*BOTH, "class"), registry=r
+        )
+        self._up = Gauge(
+            "slackwater_up", "1 while the role works or waits its turn, else 0", (*BOTH, "role"), registry=r
+        )
+        Gauge("slackwater_info", "Always 1", (*BOTH, "version"), registry=r).labels(*self._own, version()).set(1)
+        # Migration-wide: set by the forward applier alone, absent elsewhere.
+        self._safe = Gauge("slackwater_safe_to_cutover", "1 when every gate passes", BOTH, registry=r)
+        self._gate = Gauge("slackwater_gate", "1 for the gate's current state", (*BOTH, "gate", "state"), registry=r)
+        self._phase = Gauge("slackwater_phase", "1 for the current phase", (*BOTH, "phase"), registry=r)
+        self._writes = Gauge(
+            "slackwater_writes", "1 for the side that accepts writes: old, new or none", (*BOTH, "side"), registry=r
+        )
+        if role:
+            self.up(role, False)
+
+    # What roles count.
+
+    def rows(self, stage: str, op: str, table: str, n: int) -> None:
+        """`n` more changes; stage is capture, apply or backfill; op is Debezium's letter."""
+        self._rows.labels(*self._own, stage, op, table).inc(n)
+
+    def epoch(self, stage: str, seconds: float) -> None:
+        """One more epoch, and what it took."""
+        self._epochs.labels(*self._own, stage).inc()
+        self._epoch_s.labels(*self._own, stage).observe(seconds)
+
+    def backfill_rows(self, n: int) -> None:
+        self._backfill_rows.labels(*self._own).inc(n)
+
+    def error(self, error: BaseException) -> None:
+        """One more error, by its class; not one of ours counts as `unexpected`."""
+        self._errors.labels(
+            *self._own, type(error).__name__ if isinstance(error, SlackwaterError) else "unexpected"
+        ).inc()
+
+    # What roles know.
+
+    def lag(self, seconds: float | None, bytes_: int | None, freshness_s: float | None) -> None:
+        self._set(self._lag_s, seconds)
+        self._set(self._lag_bytes, bytes_)
+        self._set(self._freshness_s, freshness_s)
+
+    def slot_retained(self, bytes_: int | None) -> None:
+        self._set(self._slot, bytes_)
+
+    def backfill_chunks(self, chunks: Mapping[str, int]) -> None:
+        """Chunks by state, all of them: a state that is not named is removed."""
+        self._replace(self._backfill_chunks, {(state,): n for state, n in chunks.items()})
+
+    def quarantined(self, rows: int | None) -> None:
+        self._set(self._quarantined, rows)
+
+    def reread(self, rows: int | None) -> None:
+        self._set(self._reread, rows)
+
+    def up(self, role: str, ready: bool) -> None:
+        self._up.labels(*self._own, role).set(1 if ready else 0)
+
+    # Migration-wide.
+
+    def safe_to_cutover(self, safe: bool | None) -> None:
+        self._set(self._safe, None if safe is None else int(safe))
+
+    def gates(self, gates: Iterable[tuple[str, str]]) -> None:
+        """(gate, state) of every gate there is."""
+        self._replace(self._gate, {(g, s): int(s == state) for g, state in gates for s in GATE_STATES})
+
+    def phase(self, phase: str | None) -> None:
+        self._replace(self._phase, {} if phase is None else {(phase,): 1})
+
+    def writes(self, side: str | None) -> None:
+        self._replace(self._writes, {} if side is None else {(s,): int(s == side) for s in ("old", "new", "none")})
+
+    def render(self) -> bytes:
+        """The exposition text of all of it."""
+        return generate_latest(self.registry)
+
+    def _set(self, gauge: Gauge, value: float | None, *labels: str) -> None:
+        sample = (id(gauge), labels)
+        if value is not None:
+            gauge.labels(*self._own, *labels).set(value)
+            self._shown.add(sample)
+        elif sample in self._shown:
+            gauge.remove(*self._own, *labels)
+            self._shown.discard(sample)
+
+    def _replace(self, gauge: Gauge, samples: Mapping[tuple[str, ...], int]) -> None:
+        for shown, labels in [x for x in self._shown if x[0] == id(gauge) and x[1] not in samples]:
+            gauge.remove(*self._own, *labels)
+            self._shown.discard((shown, labels))
+        for labels, value in samples.items():
+            self._set(gauge, value, *labels)
