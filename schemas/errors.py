@@ -99,7 +99,12 @@ class SchemaChanged(Halt):
 
 
 class RowRejected(Halt):
-    """The target refuses a row and the quarantine may not or cannot take it."""
+    """The target refuses a row. The engine isolates it; it ends the role only when the quarantine may not take it."""
+
+    def __init__(self, cause: str, *, hint: str = "", sqlstate: str = "", constraint: str | None = None) -> None:
+        super().__init__(cause, hint=hint)
+        self.sqlstate = sqlstate
+        self.constraint = constraint
 
 
 class PrivilegeMissing(Halt):

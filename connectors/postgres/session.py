@@ -6,15 +6,18 @@ statement has to run first. A secret never appears in an error: DSNs are only ev
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 from psycopg import conninfo, errors
 
-from schemas.errors import Contended, Halt, PrivilegeMissing, SlackwaterError, Unavailable
+from schemas.errors import Contended, Halt, PrivilegeMissing, RowRejected, SlackwaterError, Unavailable
 
-Connection = psycopg.Connection[tuple[object, ...]]
+_QUOTED = re.compile(r'"[^"]*"')
+Connection = psycopg.Connection[tuple[Any, ...]]
 
 PINS: Mapping[str, str] = {
     "DateStyle": "ISO,MDY",
@@ -83,6 +86,8 @@ def translate(error: psycopg.Error, doing: str) -> SlackwaterError:
     """What a driver error means for us; see `translated`."""
     state = error.sqlstate
     message = error.diag.message_primary or _first_line(str(error))
+    if state is not None and state[:2] == "22":
+        message = _QUOTED.sub('"..."', message)  # a data exception quotes the value that it could not use
     cause = f"{doing}: {message}" + (f" (SQLSTATE {state})" if state else "")
     match error:
         case errors.DeadlockDetected() | errors.SerializationFailure() | errors.LockNotAvailable():
@@ -97,6 +102,8 @@ def translate(error: psycopg.Error, doing: str) -> SlackwaterError:
         return Halt(cause, hint="this looks like a connection pooler: give a DSN that reaches PostgreSQL itself")
     if state is None and ("password" in message or "authentication" in message or "pg_hba" in message):
         return PrivilegeMissing(cause, hint="check the user and password of the DSN, and pg_hba.conf")
+    if state is not None and state[:2] in ("22", "23"):
+        return RowRejected(cause, sqlstate=state, constraint=error.diag.constraint_name)
     if state is None or state[:2] in ("08", "57", "53"):  # connection, operator intervention, resources
         return Unavailable(cause, hint="check that the server is up and reachable; it is tried again by itself")
     return Halt(cause, hint="see the server's log for this statement")
