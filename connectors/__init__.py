@@ -1,0 +1,1 @@
+"""Where data crosses an edge: PostgreSQL, Kafka, and the embedded copies of both."""
