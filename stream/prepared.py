@@ -1,0 +1,183 @@
+"""What `prepare` fixed: the tables of both sides, the mappings, the slot and the topics, as one document on new.
+
+Invariant: roles work from this document, not from the catalog of the moment; what has drifted from it is found out by
+comparing with it, and never followed in silence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping as Map
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from connectors.postgres import control
+from connectors.postgres.session import Connection
+from schemas.direction import Direction
+from schemas.errors import Halt, Refused
+from schemas.plan import Plan
+from schemas.position import Lsn, format_lsn, parse_lsn
+from schemas.resolve import Resolution, resolve
+from schemas.spec import Spec
+from schemas.table import Column, Identity, Table
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow:
+    """One direction as it was prepared.
+
+    `streamed` are the published source tables, `mirrors` those copied whole to the target, `mappings` target table ->
+    fingerprint. `topics` is keyed by source table; `topic_ids` by topic, the epochs topic included. `consistent_point`
+    is where the slot begins and epoch 0 ends.
+    """
+
+    streamed: tuple[str, ...]
+    mirrors: tuple[str, ...]
+    mappings: dict[str, str]
+    topics: dict[str, str]
+    topic_ids: dict[str, str]
+    epochs_topic: str
+    slot: str
+    publication: str
+    system_id: str
+    timeline: int
+    consistent_point: Lsn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """The whole document. `old` and `new` hold every table of each side's schema, by unqualified name."""
+
+    migration: str
+    fingerprint: str  # of the file, as Spec.fingerprint
+    old_schema: str
+    new_schema: str
+    old: dict[str, Table]
+    new: dict[str, Table]
+    forward: Flow
+    reverse: Flow | None = None  # arm's
+    schemas_topic: str | None = None  # None: a registry is configured
+    ddl_fingerprint: str | None = None  # of new.ddl, once it was applied
+    identity_full: dict[str, str] = field(default_factory=dict)  # old table -> its ALTER that cancel runs to restore it
+    version: int = VERSION
+
+    def flow(self, direction: Direction) -> Flow:
+        """The direction's flow. Refused: reverse was not armed."""
+        flow = self.forward if direction is Direction.FORWARD else self.reverse
+        if flow is None:
+            raise Refused("the reverse direction was not armed", hint="slackwater arm")
+        return flow
+
+    def tables(self, direction: Direction) -> tuple[dict[str, Table], dict[str, Table]]:
+        """(the source's, the target's) tables."""
+        return (self.old, self.new) if direction is Direction.FORWARD else (self.new, self.old)
+
+    def to_json(self) -> str:
+        """One JSON document; `from_json` reads it back to an equal value."""
+        doc = asdict(self)
+        for flow in (doc["forward"], doc["reverse"]):
+            if flow is not None:
+                flow["consistent_point"] = format_lsn(flow["consistent_point"])
+        return json.dumps(doc, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, doc: Map[str, Any]) -> Prepared:
+        """Halt when another version of slackwater wrote it."""
+        if doc.get("version") != VERSION:
+            raise Halt(
+                f"migration {doc.get('migration')} was prepared by another version of slackwater"
+                f" (document version {doc.get('version')}, this program reads {VERSION})",
+                hint="run the version of slackwater that prepared it",
+            )
+        return cls(
+            migration=doc["migration"],
+            fingerprint=doc["fingerprint"],
+            old_schema=doc["old_schema"],
+            new_schema=doc["new_schema"],
+            old={name: _table(value) for name, value in doc["old"].items()},
+            new={name: _table(value) for name, value in doc["new"].items()},
+            forward=_flow(doc["forward"]),
+            reverse=None if doc["reverse"] is None else _flow(doc["reverse"]),
+            schemas_topic=doc["schemas_topic"],
+            ddl_fingerprint=doc["ddl_fingerprint"],
+            identity_full=doc["identity_full"],
+        )
+
+
+def load(conn: Connection, migration: str) -> Prepared | None:
+    """What was prepared, read from new's `slackwater.migration`; None before `prepare`."""
+    row = control.migration(conn, migration)
+    return None if row is None else Prepared.from_json(row.prepared)
+
+
+def plan_for(spec: Spec, prepared: Prepared, direction: Direction) -> Plan:
+    """The direction's plan, from the file and from the tables as they were prepared.
+
+    Errors: Refused when the file is not the one that was prepared, or no longer resolves.
+    """
+    if spec.fingerprint != prepared.fingerprint:
+        raise Refused(
+            f"{spec.path or 'the file'} is not the file that migration {prepared.migration} was prepared with",
+            hint="`slackwater prepare` prints the difference and prepares what changed; or bring the old file back",
+        )
+    sources, targets = prepared.tables(direction)
+    resolution = resolve(spec, direction, sources, targets)
+    return plan_of(spec, direction, resolution, sources, targets, prepared.flow(direction).topics)
+
+
+def plan_of(
+    spec: Spec,
+    direction: Direction,
+    resolution: Resolution,
+    sources: Map[str, Table],
+    targets: Map[str, Table],
+    topics: Map[str, str],
+) -> Plan:
+    """A resolution as a plan. Refused, with every reason, when it has problems."""
+    if resolution.problems:
+        raise Refused(
+            f"the {direction} mapping cannot be used as it is",
+            reasons=tuple(str(problem) for problem in resolution.problems),
+            hint="slackwater check",
+        )
+    return Plan(
+        migration=spec.migration,
+        direction=direction,
+        source_schema=spec.old.schema_ if direction is Direction.FORWARD else spec.new.schema_,
+        target_schema=spec.new.schema_ if direction is Direction.FORWARD else spec.old.schema_,
+        sources={name: sources[name] for name in resolution.streamed},
+        targets={mapping.target: targets[mapping.target] for mapping in resolution.mappings},
+        mappings=resolution.mappings,
+        mirrors=resolution.mirrors,
+        topics={name: topics[name] for name in resolution.streamed},
+    )
+
+
+def _flow(doc: Map[str, Any]) -> Flow:
+    return Flow(
+        streamed=tuple(doc["streamed"]),
+        mirrors=tuple(doc["mirrors"]),
+        mappings=doc["mappings"],
+        topics=doc["topics"],
+        topic_ids=doc["topic_ids"],
+        epochs_topic=doc["epochs_topic"],
+        slot=doc["slot"],
+        publication=doc["publication"],
+        system_id=doc["system_id"],
+        timeline=doc["timeline"],
+        consistent_point=parse_lsn(doc["consistent_point"]),
+    )
+
+
+def _table(doc: Map[str, Any]) -> Table:
+    return Table(
+        **{
+            **doc,
+            "columns": tuple(Column(**column) for column in doc["columns"]),
+            "key": tuple(doc["key"]),
+            "identity": Identity(doc["identity"]),
+            "identity_columns": tuple(doc["identity_columns"]),
+        }
+    )
