@@ -1,26 +1,222 @@
-"""The console script: one file per verb."""
+"""The console script: one file per verb, imported only when it is called for."""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
+import inspect
 import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from schemas.errors import SlackwaterError
-from stream.cli import local
-
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
-app.add_typer(local.app, name="local")
+from schemas.errors import Refused, SlackwaterError
+from stream.cli import exits
+from stream.cli.context import document, invocation
 
 
-@app.callback()
-def slackwater() -> None:
-    """Move a live PostgreSQL application from an old schema to a new one, with a way back."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verb:
+    """Where a verb lives. `changes` gives it --as; `asks` gives it --yes."""
+
+    name: str
+    module: str
+    example: str
+    changes: bool = False
+    asks: bool = False
 
 
-def main() -> None:
+VERBS = (
+    Verb(name="init", module="init", example='slackwater init --old "$OLD_DSN" --new "$NEW_DSN" > shop.yaml'),
+    Verb(name="check", module="check", example="slackwater -c shop.yaml check"),
+    Verb(name="plan", module="plan", example="slackwater -c shop.yaml plan --ddl"),
+    Verb(name="grants", module="grants", example="slackwater -c shop.yaml grants > roles.sql"),
+    Verb(name="show", module="show", example="slackwater -c shop.yaml show customer --key 42"),
+    Verb(name="prepare", module="prepare", example="slackwater -c shop.yaml prepare", changes=True, asks=True),
+    Verb(name="run", module="run", example="slackwater -c shop.yaml run", changes=True),
+    Verb(name="status", module="status", example="slackwater -c shop.yaml status --watch"),
+    Verb(name="wait", module="wait", example="slackwater -c shop.yaml wait --for phase=streaming --timeout 3600"),
+    Verb(
+        name="pause",
+        module="pause",
+        example='slackwater -c shop.yaml pause backfill --reason "the nightly report runs"',
+        changes=True,
+    ),
+    Verb(name="resume", module="pause", example="slackwater -c shop.yaml resume backfill", changes=True),
+    Verb(name="quarantine", module="quarantine", example="slackwater -c shop.yaml quarantine list", changes=True),
+    Verb(name="journal", module="journal", example="slackwater -c shop.yaml journal --verify"),
+    Verb(name="cancel", module="cancel", example="slackwater -c shop.yaml cancel", changes=True, asks=True),
+    Verb(name="schema", module="schema", example="slackwater schema > slackwater.schema.json"),
+    Verb(name="local", module="local", example='slackwater local up && eval "$(slackwater local env)"'),
+    Verb(name="demo", module="demo", example="slackwater demo"),
+)
+
+# The root of what the command line's own library calls a wrong command line; its public name differs by version.
+USAGE_ERROR: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("-c", "--config", help="The migration file; or set SLACKWATER_CONFIG.", metavar="FILE")
+]
+# Options that verbs get, and the field of the invocation that each sets.
+COMMON: dict[str, tuple[str, Any, Any]] = {
+    "--config": ("config", ConfigOption, None),
+    "--json": ("json", Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")], False),
+    "--debug": ("debug", Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")], False),
+    "--as": (
+        "remark",
+        Annotated[str | None, typer.Option("--as", help="A remark beside your identity.", metavar="TEXT")],
+        None,
+    ),
+    "--yes": ("yes", Annotated[bool, typer.Option("--yes", "-y", help="Answer every question with yes.")], False),
+}
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from stream.metrics import version
+
+        typer.echo(f"slackwater {version()}")
+        raise typer.Exit(exits.DONE)
+
+
+def application(argv: list[str]) -> typer.Typer:
+    """The verbs, as one command. When `argv` names a verb, only its module is imported."""
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        epilog="Start with: slackwater init --help, or see it all at work: slackwater demo",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def slackwater(
+        config: ConfigOption = None,
+        version: Annotated[  # noqa: ARG001 typer calls it
+            bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+        ] = False,
+    ) -> None:
+        """Move a live PostgreSQL application from an old schema to a new one, with a way back."""
+        invocation().config = config
+
+    named = {v.name for v in VERBS} & set(argv)
+    present = [v for v in VERBS if importlib.util.find_spec(f"stream.cli.{v.module}") is not None]
+    for verb in [v for v in present if not named or v.name in named]:
+        _register(app, verb)
+    return app
+
+
+def _register(app: typer.Typer, verb: Verb) -> None:
+    module = importlib.import_module(f"stream.cli.{verb.module}")
+    group = getattr(module, "app", None)
+    if isinstance(group, typer.Typer):
+        for command in group.registered_commands:
+            if command.callback is not None:
+                command.callback = _with_common(command.callback, verb)
+        app.add_typer(group, name=verb.name, epilog=f"Example: {verb.example}")
+    else:
+        function = getattr(module, verb.name.replace("-", "_"))
+        app.command(verb.name, epilog=f"Example: {verb.example}")(_with_common(function, verb))
+
+
+def _with_common(function: Callable[..., Any], verb: Verb) -> Callable[..., Any]:
+    """The verb's function with the common options that it does not declare itself."""
+    signature = inspect.signature(function, eval_str=True)
+    declared = {
+        flag: name
+        for name, parameter in signature.parameters.items()
+        for option in getattr(parameter.annotation, "__metadata__", ())
+        for flag in _flags(option)
+    }
+    wanted = ["--config", "--json", "--debug", *(["--as"] if verb.changes else []), *(["--yes"] if verb.asks else [])]
+    added = {f"common_{COMMON[flag][0]}": flag for flag in wanted if flag not in declared}
+
+    @functools.wraps(function)
+    def run(**given: Any) -> Any:
+        for flag, (field, _, default) in COMMON.items():
+            name = declared.get(flag) or f"common_{field}"
+            value = given.pop(name, default) if name in added else given.get(name, default)
+            if value != default:
+                setattr(invocation(), field, value)
+        return function(**given)
+
+    extra = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=COMMON[flag][1], default=COMMON[flag][2])
+        for name, flag in added.items()
+    ]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in signature.parameters.values()]
+    run.__signature__ = signature.replace(parameters=[*parameters, *extra])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in [*parameters, *extra]}
+    return run
+
+
+def _flags(option: object) -> tuple[str, ...]:
+    """The spellings of an option; inside Annotated, typer keeps the first of them where the default would be."""
+    spellings = (getattr(option, "default", None), *(getattr(option, "param_decls", None) or ()))
+    return tuple(s for s in spellings if isinstance(s, str) and s.startswith("-"))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The console script. Every way out is an exit status of `exits`; a traceback only under --debug."""
+    argv = sys.argv[1:] if argv is None else argv
+    sys.exit(_run(argv))
+
+
+def _run(argv: list[str]) -> int:
     try:
-        app()
+        answer = typer.main.get_command(application(argv)).main(
+            args=argv, prog_name="slackwater", standalone_mode=False
+        )
     except SlackwaterError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        _explain(error)
+        return error.exit_code
+    except USAGE_ERROR as error:
+        message = str(getattr(error, "message", error))
+        if message.startswith("Usage:"):  # a group without its verb: this is its help
+            typer.echo(message, err=True)
+        else:
+            _explain(SlackwaterError(_said(error), hint=f"{_prefix(argv)} --help"))
+        return exits.USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("slackwater: interrupted", err=True)
+        return exits.INTERRUPTED
+    except BrokenPipeError:
+        return exits.FAILED
+    except Exception as error:  # noqa: BLE001 the last resort: nobody is shown a traceback who did not ask for it
+        if invocation().debug or "--debug" in argv:
+            traceback.print_exc()
+        cause = f"{type(error).__name__}: {error}"
+        _explain(SlackwaterError(cause, hint="this is a defect of slackwater; --debug shows where it happened"))
+        return exits.FAILED
+    return answer if isinstance(answer, int) else exits.DONE
+
+
+def _said(error: Exception) -> str:
+    format_message: Callable[[], str] = getattr(error, "format_message", error.__str__)
+    return format_message()
+
+
+def _prefix(argv: list[str]) -> str:
+    verb = next((v.name for v in VERBS if v.name in argv), None)
+    return f"slackwater {verb}" if verb else "slackwater"
+
+
+def _explain(error: SlackwaterError) -> None:
+    from stream.logs import Redaction
+
+    redact = Redaction()
+    reasons = error.reasons if isinstance(error, Refused) else ()
+    lines = [f"slackwater: {error.cause}", *(f"  - {reason}" for reason in reasons)]
+    if error.hint:
+        lines.append(f"  remedy: {error.hint}")
+    typer.echo(redact("\n".join(lines)), err=True)
+    if invocation().debug:
+        traceback.print_exception(error)
+    if invocation().json:
+        told = {"cause": redact(error.cause), "remedy": redact(error.hint), "reasons": [redact(r) for r in reasons]}
+        typer.echo(document({"error": told}))

@@ -1,0 +1,123 @@
+"""What every verb shares: the migration file, one JSON document on stdout, who acts, and questions that never hang.
+
+How a verb is written: `stream/cli/<module>.py` holds a function named as the verb (`-` becomes `_`) with typer
+annotations, or a `typer.Typer` named `app` for a group. It is listed in `stream/cli/__init__.py`, which gives it
+`-c`, `--json` and `--debug`, `--as` when it changes something and `--yes` when it asks; so a verb declares only what
+is its own. It raises SlackwaterError, and `typer.Exit(exits.NO)` when the answer is no.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from connectors.postgres.session import Connection, connect, translated
+from schemas.direction import Side
+from schemas.errors import ConfigError, Refused
+from stream.clock import rfc3339
+from stream.journal import Actor
+
+if TYPE_CHECKING:
+    from schemas.spec import Spec
+
+
+@dataclass(slots=True, kw_only=True)
+class Invocation:
+    """The options that every verb has, as they were given. One process is one invocation."""
+
+    config: Path | None = None
+    json: bool = False
+    debug: bool = False
+    remark: str | None = None  # --as
+    yes: bool = False
+
+
+_invocation = Invocation()
+
+
+def invocation() -> Invocation:
+    return _invocation
+
+
+def config_path() -> Path:
+    """The file of `-c`, or of SLACKWATER_CONFIG. ConfigError when neither is given."""
+    path = _invocation.config or os.environ.get("SLACKWATER_CONFIG") or None
+    if path is None:
+        raise ConfigError(
+            "no migration file is given",
+            hint="slackwater -c migration.yaml ..., or set SLACKWATER_CONFIG; `slackwater init` prints a first one",
+        )
+    return Path(path)
+
+
+def spec() -> Spec:
+    """The migration file, read and checked."""
+    from schemas.spec import load_spec
+
+    return load_spec(config_path(), os.environ)
+
+
+def open_side(spec: Spec, side: Side, verb: str) -> Connection:
+    """A pinned session on one side, in autocommit."""
+    return connect(str((spec.old if side is Side.OLD else spec.new).dsn), application=f"slackwater {verb}")
+
+
+def actor(conn: Connection) -> Actor:
+    """Who acts: the role that PostgreSQL authenticated, the account and host it came from, and the remark of `--as`."""
+    with translated("asking who is connected"):
+        row = conn.execute("select session_user::text").fetchone()
+    assert row is not None
+    try:
+        account = getpass.getuser()
+    except (KeyError, OSError):  # a container's numeric user has no name
+        account = str(os.getuid())
+    return Actor(identity=str(row[0]), host=f"{account}@{socket.gethostname()}", remark=_invocation.remark)
+
+
+def document(value: object) -> str:
+    """JSON as every verb prints it: times in RFC 3339 UTC, secrets impossible because nothing holds them as text."""
+    return json.dumps(value, default=_plain, indent=2, ensure_ascii=False)
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, datetime):
+        return rfc3339(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def show(value: object, text: str | Callable[[], str]) -> None:
+    """The verb's answer on stdout: `value` as one JSON document under `--json`, else `text`."""
+    if _invocation.json:
+        typer.echo(document(value))
+    else:
+        typer.echo(text if isinstance(text, str) else text())
+
+
+def note(line: str) -> None:
+    """Progress, on stderr."""
+    typer.echo(line, err=True)
+
+
+def confirm(question: str) -> None:
+    """Asks before a verb turns, drops or repairs. `--yes` answers it; without a terminal it is exit 2, never a hang.
+
+    Errors: ConfigError (nobody to ask), Refused (the answer was no).
+    """
+    if _invocation.yes:
+        return
+    if _invocation.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ConfigError(f"this needs a yes: {question}", hint="run it on a terminal, or give --yes")
+    if not typer.confirm(question, err=True):
+        raise Refused("not confirmed; nothing was changed", hint="answer y, or give --yes")
