@@ -1,8 +1,7 @@
 """The frames of pgoutput protocol 1, from bytes to values, without a socket.
 
-Row messages (Insert, Update, Delete) are only located here: their bodies travel as the bytes that PostgreSQL sent to the
-encoder of their table, so nothing between the WAL and Kafka interprets a value. Invariant: a message that is not
-understood is an error, never something to step over.
+Row messages (Insert, Update, Delete) are only located here: their bodies travel, as the bytes that PostgreSQL sent, to
+the encoder of their table. Invariant: a message that is not understood is an error, never something to step over.
 
 Source: PostgreSQL documentation, "Logical Replication Message Formats" and "Streaming Replication Protocol".
 """
@@ -104,7 +103,7 @@ def unix_us(since_2000_us: int) -> int:
 
 
 def begin(frame: bytes) -> Begin:
-    """Like every function here that takes a `frame`: a whole XLogData message, pgoutput's at BODY. Errors: Malformed."""
+    """A `frame`, here and below, is a whole XLogData message, pgoutput's own at BODY. Errors: Malformed."""
     _expect(frame, BODY + 21)
     commit_lsn, committed, xid = _BEGIN.unpack_from(frame, BODY + 1)
     return Begin(Lsn(commit_lsn), unix_us(committed), xid)

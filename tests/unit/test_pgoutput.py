@@ -44,7 +44,9 @@ def test_truncate_of_several_tables() -> None:
     assert pgoutput.truncate(frame) == (3, (16385, 16390))
 
 
-@given(st.binary(max_size=300), st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=30), st.booleans())
+@given(
+    st.binary(max_size=300), st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=30), st.booleans()
+)
 def test_message_round_trip(content: bytes, prefix: str, transactional: bool) -> None:
     frame = HEAD + b"M" + struct.pack(">Bq", transactional, 99) + prefix.encode() + b"\0"
     frame += struct.pack(">I", len(content)) + content
