@@ -16,11 +16,12 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, LiteralString
 from urllib.parse import quote
 
 import psutil
 import psycopg
+from psycopg import sql
 
 from connectors.local.binaries import binary
 from connectors.local.processes import (
@@ -155,10 +156,27 @@ class Postgres:
 
     def create_database(self, name: str) -> None:
         """Create a database where there is none of that name."""
-        with psycopg.connect(self.dsn(), autocommit=True) as connection:
-            found = connection.execute("select 1 from pg_database where datname = %s", [name]).fetchone()
-            if found is None:
-                connection.execute(psycopg.sql.SQL("create database {}").format(psycopg.sql.Identifier(name)))
+        if not self.query(sql.SQL("select 1 from pg_database where datname = {}").format(sql.Literal(name))):
+            self.query(sql.SQL("create database {}").format(sql.Identifier(name)))
+
+    def query(self, text: LiteralString | sql.Composed, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """Run one statement as the superuser, outside a transaction; its rows, where it has any."""
+        with psycopg.connect(self.dsn(database), autocommit=True) as connection:
+            cursor = connection.execute(text)
+            return cursor.fetchall() if cursor.description else []
+
+    def clone_from(self, primary: Postgres, *, application_name: str) -> None:
+        """Make this, which has no data yet, a physical standby of `primary`, through a slot of the same name there."""
+        self._prepare_folder()
+        self.data.mkdir(mode=0o700)
+        if self.account is not None:
+            os.chown(self.data, self.account.uid, self.account.gid)
+        source = f"{primary.dsn()}?application_name={application_name}"
+        self.run(
+            "pg_basebackup", "-d", source, "-D", self.data, "-X", "stream", "-c", "fast", "--no-sync",
+            "-R", "-C", "-S", application_name,
+        )  # fmt: skip
+        self._remember(password=primary._record()["password"])
 
     def run(self, program: str, *arguments: str | Path) -> str:
         """Run one of PostgreSQL's own programs as the server's user, from inside the cluster's folder."""

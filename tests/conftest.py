@@ -1,0 +1,5 @@
+"""Fixtures come from `tests/fixtures/`, one module per concern."""
+
+from __future__ import annotations
+
+pytest_plugins = ["tests.fixtures.names", "tests.fixtures.services", "tests.fixtures.databases"]
