@@ -1,22 +1,22 @@
-"""Identifiers as PostgreSQL spells them. Every name that reaches SQL goes through `quote`: none is ever pasted in bare."""
+"""Identifiers as PostgreSQL spells them. Every name that reaches SQL goes through `quote`; none is pasted in bare."""
 
 from __future__ import annotations
 
 
 def quote(name: str) -> str:
-    """`Weird "Name"` to `"Weird ""Name"""`. ValueError for what PostgreSQL cannot hold: an empty name, or a zero byte."""
+    """Always quoted, inner quotes doubled. ValueError for what PostgreSQL cannot hold: an empty name, a zero byte."""
     if not name or "\0" in name:
         raise ValueError(f"not an identifier: {name!r}")
     return '"' + name.replace('"', '""') + '"'
 
 
 def qualified(schema: str, name: str) -> str:
-    """`"schema"."name"`."""
+    """Schema and name, each quoted."""
     return f"{quote(schema)}.{quote(name)}"
 
 
 def fold(name: str) -> str:
-    """An identifier written without quotes, as PostgreSQL reads it: ASCII letters in lower case, everything else as it is.
+    """An identifier written without quotes, as PostgreSQL reads it: ASCII letters in lower case, the rest as it is.
 
     (PostgreSQL folds other letters in single-byte encodings only; every database here is read as UTF-8.)
     """
