@@ -11,7 +11,10 @@ import logging
 import os
 import socket
 import threading
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
 
 from connectors.postgres.session import Connection, connect, translated
 from schemas.errors import SlackwaterError
@@ -19,6 +22,7 @@ from schemas.errors import SlackwaterError
 log = logging.getLogger("slackwater.heartbeat")
 
 BEAT_S = 1.0
+DEAD_S = 8.0  # a heartbeat older than this: the process is gone, stopped, or cut off from its database
 
 WRITE = """
 insert into slackwater.role as r (migration, direction, role, pid, host, state, reason, last_error, figures, seen_at)
@@ -29,12 +33,53 @@ on conflict (migration, direction, role) do update
 """
 
 
+READ = """
+select direction, role, pid, host, state, reason, last_error, figures, seen_at,
+       extract(epoch from clock_timestamp() - seen_at)::float8
+  from slackwater.role where migration = %s
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """A heartbeat as it was read. `age_s` is by the clock of the server that holds the row."""
+
+    direction: str
+    role: str
+    pid: int
+    host: str
+    state: str
+    reason: str | None
+    last_error: Mapping[str, Any] | None
+    figures: Mapping[str, Any]
+    seen_at: datetime
+    age_s: float
+
+    @property
+    def alive(self) -> bool:
+        return self.state != "stopped" and self.age_s <= DEAD_S
+
+    @property
+    def seen_state(self) -> str:
+        """Its state as an onlooker should take it: `dead` when it was last heard of too long ago."""
+        return self.state if self.alive or self.state == "stopped" else "dead"
+
+
+def beats(conn: Connection, migration: str) -> dict[tuple[str, str], Beat]:
+    """Every heartbeat in this database, by (direction, role)."""
+    with translated("reading the heartbeats"):
+        rows = conn.execute(READ, (migration,)).fetchall()
+    names = ("direction", "role", "pid", "host", "state", "reason", "last_error", "figures", "seen_at", "age_s")
+    found = (Beat(**cast("dict[str, Any]", dict(zip(names, row, strict=True)))) for row in rows)
+    return {(b.direction, b.role): b for b in found}
+
+
 class Heartbeat:
     """The state of one role of one direction.
 
     `dsn` is where the role writes: capture its source, apply and backfill their target. The role calls `running`,
-    `waiting` and `paused`, and puts what it knows of its progress into `figures` (JSON values; replaced whole or by
-    key, from any thread). The worker alone calls `start`, `failed`, `halted` and `stop`.
+    `waiting` and `paused`, and puts what it knows of its progress into `figures` (JSON values). Figures that
+    belong together are set by replacing `figures` whole, so that no beat tears them. The worker alone calls `start`, `failed`, `halted` and `stop`.
     """
 
     def __init__(self, *, dsn: str, migration: str, direction: str, role: str) -> None:
@@ -44,6 +89,7 @@ class Heartbeat:
         self.pid = os.getpid()
         self.host = socket.gethostname()
         self.figures: dict[str, Any] = {}
+        self.measured: dict[str, Any] = {}  # what the process around the role adds to its figures
         self.last_error: dict[str, Any] | None = None
         self.unwritten: str | None = None  # why the last beat could not be written; None when it was
         self._dsn = dsn
@@ -135,7 +181,10 @@ class Heartbeat:
     def _write(self, conn: Connection) -> None:
         state, reason = self._said
         row = (self.migration, self.direction, self.role, self.pid, self.host, state, reason)
-        documents = (None if self.last_error is None else json.dumps(self.last_error), json.dumps(dict(self.figures)))
+        documents = (
+            None if self.last_error is None else json.dumps(self.last_error),
+            json.dumps({**self.figures, **self.measured}),
+        )
         with translated("the heartbeat"):
             conn.execute(WRITE, (*row, *documents))
 
