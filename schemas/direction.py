@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from schemas.escape import escape, topic
+
 
 class Side(StrEnum):
     """Identities that never swap: the legacy schema and the one that replaces it."""
@@ -41,12 +43,8 @@ def slot_name(migration: str, direction: Direction) -> str:
 
 
 def topic_name(prefix: str, migration: str, direction: Direction, schema: str, table: str) -> str:
-    """A table's row topic. Kafka allows [a-zA-Z0-9._-]; other bytes of a name travel as `_xx` (hex), `_` as itself where unambiguous."""
-
-    def safe(name: str) -> str:
-        return "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "".join(f"_x{b:02x}" for b in c.encode()) for c in name)
-
-    return f"{prefix}.{migration}.{direction}.{safe(schema)}.{safe(table)}"
+    """A table's row topic: legal for Kafka, and never two tables' (`schemas.escape`)."""
+    return topic(prefix, migration, direction, escape(schema, also="-"), escape(table, also="-"))
 
 
 def epochs_topic(prefix: str, migration: str, direction: Direction) -> str:
