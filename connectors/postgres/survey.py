@@ -347,3 +347,10 @@ def holds_rows(conn: Connection, tables: Iterable[Table]) -> list[str]:
         if row == (True,):
             found.append(table.name)
     return found
+
+
+def row_security_applies(conn: Connection, table: Table) -> bool:
+    """Whether policies would hide rows of the table from this role."""
+    with translated(f"cannot read the row security of {table.schema}.{table.name}"):
+        row = conn.execute("select pg_catalog.row_security_active(%s::oid)", (table.oid,)).fetchone()
+    return row == (True,)
