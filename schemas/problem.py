@@ -29,4 +29,7 @@ def raise_all(problems: Iterable[Problem]) -> None:
     if len(listed) == 1:
         raise MappingError(f"{listed[0].where}: {listed[0].cause}".removeprefix(": "), hint=listed[0].remedy)
     body = "\n".join(f"- {p}" for p in listed)
-    raise MappingError(f"{len(listed)} problems with the mappings:\n{body}", hint="put each of them right, then run `slackwater check` again")
+    raise MappingError(
+        f"{len(listed)} problems with the mappings:\n{body}",
+        hint="put each of them right, then run `slackwater check` again",
+    )
