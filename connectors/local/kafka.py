@@ -57,12 +57,17 @@ SETTINGS: Mapping[str, str] = {
     "offsets.topic.num.partitions": "1",
     "transaction.state.log.num.partitions": "1",
     "share.coordinator.state.topic.num.partitions": "1",
+    # a broker that was killed may register again only once its old session has run out
+    "broker.session.timeout.ms": "3000",
+    "broker.heartbeat.interval.ms": "500",
     "log.cleaner.dedupe.buffer.size": "16777216",  # 128 MB of a 512 MB heap by default
 }
 JVM = (
     f"-Xmx{HEAP}",
     "-XX:+UseSerialGC",
     "-XX:+ExitOnOutOfMemoryError",
+    "-Xlog:disable",  # the cache of `warmup` has Java grumble about details of itself
+    "-Xlog:all=error:stderr",
     "-Djava.awt.headless=true",
     "--enable-native-access=ALL-UNNAMED",
     "--sun-misc-unsafe-memory-access=allow",
