@@ -8,11 +8,26 @@ target lives on that target, in the transaction that writes the rows; a role's h
 
 from __future__ import annotations
 
+import hashlib
+
 SCHEMA = "slackwater"
 MIRROR_SCHEMA = "slackwater_mirror"
 FENCE_TRIGGER = "slackwater_fence"
 ECHO_PREFIX = "slackwater.echo"
 TOKEN_PREFIX = "slackwater.token"
+
+
+def mirror_name(migration: str, direction: str, table: str) -> str:
+    """A mirror's name in `slackwater_mirror`, which migrations and directions share: `<migration>.<f|r>.<table>`.
+
+    PostgreSQL cuts names at 63 bytes without an error, so a longer one ends in a hash.
+    """
+    name = f"{migration}.{direction[0]}.{table}"
+    if len(name.encode()) <= 63:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return name.encode()[:50].decode(errors="ignore") + "~" + digest
+
 
 TABLES = """
 create schema if not exists slackwater;

@@ -74,7 +74,11 @@ class Epoch:
                     for topic, parts in self.extents.items()
                 },
                 "messages": [
-                    {"prefix": m.prefix, "content": m.content, "at": [format_lsn(m.position.commit_lsn), m.position.seq]}
+                    {
+                        "prefix": m.prefix,
+                        "content": m.content,
+                        "at": [format_lsn(m.position.commit_lsn), m.position.seq],
+                    }
                     for m in self.messages
                 ],
                 "system_id": self.system_id,

@@ -91,13 +91,18 @@ def translate(error: psycopg.Error, doing: str) -> SlackwaterError:
     cause = f"{doing}: {message}" + (f" (SQLSTATE {state})" if state else "")
     match error:
         case errors.DeadlockDetected() | errors.SerializationFailure() | errors.LockNotAvailable():
-            return Contended(cause, hint="it is tried again by itself; if it persists, look for long transactions in pg_stat_activity")
+            return Contended(
+                cause,
+                hint="it is tried again by itself; if it persists, look for long transactions in pg_stat_activity",
+            )
         case errors.InsufficientPrivilege():
             return PrivilegeMissing(cause, hint="`slackwater grants` prints what each role needs")
         case errors.InvalidPassword() | errors.InvalidAuthorizationSpecification():
             return PrivilegeMissing(cause, hint="check the user and password of the DSN, and pg_hba.conf")
         case errors.DiskFull() | errors.OutOfMemory():
-            return Unavailable(cause, hint="free space on that server; the work goes on by itself from where it stopped")
+            return Unavailable(
+                cause, hint="free space on that server; the work goes on by itself from where it stopped"
+            )
     if state is None and "unsupported startup parameter" in message:
         return Halt(cause, hint="this looks like a connection pooler: give a DSN that reaches PostgreSQL itself")
     if state is None and ("password" in message or "authentication" in message or "pg_hba" in message):

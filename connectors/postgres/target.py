@@ -1,0 +1,233 @@
+"""The target's control rows that move with the data: checkpoint, epochs, tokens, loads, quarantine, rereads.
+
+Invariant 2: all of these are written in the transaction that writes the rows, or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from connectors.postgres.session import Connection, translated
+from schemas.direction import Direction
+from schemas.epoch import Epoch
+from schemas.errors import Halt, Superseded
+from schemas.position import Lsn, Position, format_lsn, parse_lsn
+
+Key = Mapping[str, str | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Up to where a direction is applied. `offsets` is the next offset to read, by topic and partition."""
+
+    epoch: int
+    end_lsn: Lsn
+    last: Position
+    offsets: dict[str, dict[int, int]]
+    system_id: str
+    timeline: int
+    slot: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadState:
+    """One row of `slackwater.load`. `newest_lsn`: the source LSN of its newest chunk or reread; 0 before one."""
+
+    name: str
+    state: str
+    newest_lsn: Lsn
+    snapshot: str | None
+    barrier_lsn: Lsn
+
+
+class Target:
+    """The control rows of one direction, over a session whose transactions the caller holds."""
+
+    def __init__(self, conn: Connection, migration: str, direction: Direction) -> None:
+        self.conn = conn
+        self._id = (migration, str(direction))
+
+    def checkpoint(self) -> Checkpoint:
+        """Halt when there is none: `prepare` writes the first, so a missing one was deleted."""
+        with translated("reading the checkpoint"):
+            row = self.conn.execute(
+                "select epoch, end_lsn::text, last_commit_lsn::text, last_seq, offsets, system_id, timeline, slot "
+                "from slackwater.checkpoint where migration = %s and direction = %s",
+                self._id,
+            ).fetchone()
+        if row is None:
+            raise Halt(
+                f"the target holds no checkpoint for {self._id[0]}.{self._id[1]}",
+                hint="`slackwater prepare` writes it; if it was there before, find out first why it went",
+            )
+        offsets = {topic: {int(p): int(o) for p, o in parts.items()} for topic, parts in row[4].items()}
+        return Checkpoint(
+            epoch=row[0],
+            end_lsn=parse_lsn(row[1]),
+            last=Position(parse_lsn(row[2]), row[3]),
+            offsets=offsets,
+            system_id=row[5],
+            timeline=row[6],
+            slot=row[7],
+        )
+
+    def advance(self, previous: int, epochs: Iterable[Epoch], offsets: Mapping[str, Mapping[int, int]]) -> None:
+        """Move the checkpoint from `previous` past `epochs`, and record them and their tokens.
+
+        Errors: Superseded when the checkpoint is not at `previous`: another applier is ahead.
+        """
+        applied = list(epochs)
+        last = applied[-1]
+        moved = self.conn.execute(
+            "update slackwater.checkpoint set epoch = %s, end_lsn = %s, last_commit_lsn = %s, last_seq = %s, "
+            "committed_at = to_timestamp(%s), applied_at = clock_timestamp(), offsets = %s "
+            "where migration = %s and direction = %s and epoch = %s",
+            (
+                last.epoch,
+                format_lsn(last.end_lsn),
+                format_lsn(last.last.commit_lsn),
+                last.last.seq,
+                last.committed_at,
+                json.dumps(offsets),
+                *self._id,
+                previous,
+            ),
+        )
+        if moved.rowcount != 1:
+            raise Superseded(
+                f"the checkpoint is no longer at epoch {previous}: another applier has gone ahead",
+                hint="stop one of the two; nothing was applied twice",
+            )
+        self.conn.execute(
+            "insert into slackwater.epoch (migration, direction, epoch, end_lsn, committed_at, rows, extents) "
+            "select %s, %s, (e->>0)::bigint, (e->>1)::pg_lsn, to_timestamp((e->>2)::float8), (e->>3)::bigint, e->4 "
+            "from json_array_elements(%s::json) e",
+            (
+                *self._id,
+                json.dumps(
+                    [
+                        [
+                            e.epoch,
+                            format_lsn(e.end_lsn),
+                            e.committed_at,
+                            sum(e.rows.values()),
+                            {
+                                t: {p: [x.start_offset, x.end_offset] for p, x in ps.items()}
+                                for t, ps in e.extents.items()
+                            },
+                        ]
+                        for e in applied
+                    ]
+                ),
+            ),
+        )
+        for epoch in applied:
+            for message in epoch.messages:
+                token = json.loads(message.content).get("token")
+                if token is not None:
+                    self.conn.execute(
+                        "insert into slackwater.token (migration, direction, token, epoch) values (%s, %s, %s, %s) "
+                        "on conflict do nothing",
+                        (*self._id, token, epoch.epoch),
+                    )
+
+    def prune(self, keep_epochs: int) -> None:
+        """Forget epochs and tokens older than the newest `keep_epochs`."""
+        with translated("pruning"):
+            for table in ("epoch", "token"):
+                self.conn.execute(
+                    f"delete from slackwater.{table} where migration = %s and direction = %s and epoch < "
+                    "(select epoch - %s from slackwater.checkpoint where migration = %s and direction = %s)",
+                    (*self._id, keep_epochs, *self._id),
+                )
+
+    def loads(self) -> dict[str, LoadState]:
+        rows = self.conn.execute(
+            "select name, state, newest_lsn::text, snapshot, barrier_lsn::text from slackwater.load "
+            "where migration = %s and direction = %s",
+            self._id,
+        ).fetchall()
+        return {
+            r[0]: LoadState(
+                name=r[0],
+                state=r[1],
+                newest_lsn=parse_lsn(r[2]) if r[2] else Lsn(0),
+                snapshot=r[3],
+                barrier_lsn=parse_lsn(r[4]) if r[4] else Lsn(0),
+            )
+            for r in rows
+        }
+
+    def woken(self, load: str, rows: int) -> None:
+        self.conn.execute(
+            "update slackwater.load set state = 'done', done_at = clock_timestamp(), rows = %s "
+            "where migration = %s and direction = %s and name = %s",
+            (rows, *self._id, load),
+        )
+
+    def ask_reread(self, load: str, source: str, keys: Iterable[Key], reason: str) -> None:
+        """Queue rows of `source` to be read again for `load`."""
+        self.conn.execute(
+            "insert into slackwater.reread (migration, direction, load, source, key, reason) "
+            "select %s, %s, %s, %s, k::jsonb, %s from json_array_elements(%s::json) k on conflict do nothing",
+            (*self._id, load, source, reason, json.dumps([dict(k) for k in keys])),
+        )
+
+    def rereads(self) -> set[tuple[str, str]]:
+        """(load, canonical key) of everything that waits to be read again."""
+        rows = self.conn.execute(
+            "select load, key from slackwater.reread where migration = %s and direction = %s", self._id
+        ).fetchall()
+        return {(r[0], canonical(r[1])) for r in rows}
+
+    def quarantined(self) -> dict[str, set[str]]:
+        """Canonical keys in quarantine (waived ones too), by load."""
+        found: dict[str, set[str]] = {}
+        for load, key in self.conn.execute(
+            "select load, key from slackwater.quarantine where migration = %s and direction = %s", self._id
+        ).fetchall():
+            found.setdefault(load, set()).add(canonical(key))
+        return found
+
+    def quarantine(self, load: str, source: str, key: Key, at: Position, sqlstate: str, error: str) -> None:
+        """Set a row aside; a later change of a key that is there already is counted on it."""
+        self.conn.execute(
+            "insert into slackwater.quarantine as q "
+            "(migration, direction, load, source, key, commit_lsn, seq, sqlstate, error) "
+            "values (%s, %s, %s, %s, %s, %s, %s, %s, %s) on conflict (migration, direction, load, source, key) "
+            "do update set changes = q.changes + 1, state = case q.state when 'waived' then 'open' else q.state end",
+            (*self._id, load, source, json.dumps(dict(key)), format_lsn(at.commit_lsn), at.seq, sqlstate, error),
+        )
+
+    def open_quarantine(self) -> int:
+        """Rows in quarantine that nobody has waived."""
+        row = self.conn.execute(
+            "select count(*) from slackwater.quarantine where migration = %s and direction = %s and state <> 'waived'",
+            self._id,
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def quarantine_size(self) -> int:
+        row = self.conn.execute(
+            "select count(*) from slackwater.quarantine where migration = %s and direction = %s", self._id
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+def canonical(key: Mapping[str, Any]) -> str:
+    """One spelling for a key document."""
+    return json.dumps({k: None if v is None else str(v) for k, v in key.items()}, sort_keys=True)
+
+
+def key_text(value: object) -> str | None:
+    """A key column's value as PostgreSQL writes it."""
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)

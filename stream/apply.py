@@ -1,0 +1,314 @@
+"""The applier of one direction: epochs from Kafka become rows and a checkpoint on the target.
+
+Invariant 2: rows and checkpoint commit together, so that a kill anywhere loses nothing and applies nothing twice. One
+thread fetches and decodes the next epochs while this one writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from connectors.failpoint import failpoint
+from connectors.postgres.session import Connection, connect, translated
+from connectors.postgres.target import Checkpoint, Target
+from schemas.change import Change
+from schemas.decoder import Decoder
+from schemas.epoch import Epoch
+from schemas.errors import SlackwaterError, StreamGap
+from schemas.plan import Plan
+from schemas.position import Lsn, format_lsn
+from stream.batch import Batch, Decoded, Offsets
+from stream.engine import Engine
+from stream.heartbeat import Heartbeat
+from stream.metrics import Metrics
+from stream.shape import Shapes
+
+log = logging.getLogger("slackwater.apply")
+
+TRANSACTION_ROWS = 20_000  # waiting epochs share a transaction up to about this many changes
+AHEAD = 2  # decoded epochs that wait
+POLL_S = 0.2
+HOUSEKEEPING_S = 1.0
+KEEP_EPOCHS = 10_000
+PRUNE_S = 60.0
+
+
+class Fetched(Protocol):
+    """One epoch as the reader hands it over."""
+
+    @property
+    def epoch(self) -> Epoch: ...
+    @property
+    def rows(self) -> Sequence[bytes]: ...
+    @property
+    def offsets(self) -> Offsets: ...
+
+
+class Reader(Protocol):
+    """The stream's reader; connectors.kafka.reader.EpochReader."""
+
+    @property
+    def problem(self) -> str | None: ...
+    def next(self, timeout_s: float) -> Fetched | None: ...
+    def close(self) -> None: ...
+
+
+class Apply:
+    """The role. `reader` opens the stream at (offsets, after epoch); `schema_of` finds an envelope schema by its id.
+
+    `housekeeping` is called about once a second between transactions, with the target session.
+    `paused` says why an operator has paused the applier, or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        target_dsn: str,
+        plan: Plan,
+        reader: Callable[[Offsets, int], Reader],
+        schema_of: Callable[[int], dict[str, Any]],
+        quarantine_limit: int,
+        heartbeat: Heartbeat,
+        metrics: Metrics,
+        paused: Callable[[Connection], str | None],
+        housekeeping: Callable[[Connection], None],
+    ) -> None:
+        self._dsn = target_dsn
+        self._plan = plan
+        self._open_reader = reader
+        self._schema_of = schema_of
+        self._limit = quarantine_limit
+        self._heartbeat = heartbeat
+        self._metrics = metrics
+        self._paused = paused
+        self._housekeeping = housekeeping
+
+    def run(self, stop: threading.Event) -> None:
+        """Apply until told to stop; see `stream.worker.Role`."""
+        direction = str(self._plan.direction)
+        conn = connect(self._dsn, application=f"slackwater apply {self._plan.migration}.{direction}")
+        control = connect(self._dsn, application=f"slackwater apply {self._plan.migration}.{direction} control")
+        feed: Feed | None = None
+        try:
+            engine = Engine(conn, self._plan)
+            target = Target(control, self._plan.migration, self._plan.direction)
+            checkpoint = target.checkpoint()
+            feed = Feed(self._open_reader(checkpoint.offsets, checkpoint.epoch), self._decoder(target))
+            batch = Batch(
+                engine,
+                holder=f"apply.{direction}",
+                quarantine_limit=self._limit,
+                more=lambda: feed.wait(stop),
+            )
+            self._loop(stop, engine, target, batch, feed, checkpoint)
+        finally:
+            if feed is not None:
+                feed.close()
+            conn.close()
+            control.close()
+
+    def _decoder(self, target: Target) -> Callable[[bytes], Change]:
+        """Decodes a row and checks, once per schema, that its shape is what was prepared."""
+        with translated("reading the loads"):
+            states = target.loads()
+        barriers: dict[str, Lsn] = {}
+        for mapping in self._plan.mappings:
+            for source in mapping.sources:
+                for name in (mapping.target, f"mirror:{source}"):
+                    if name in states:
+                        barriers[source] = max(barriers.get(source, Lsn(0)), states[name].barrier_lsn)
+        shapes = Shapes(self._plan, barriers)
+        decode = Decoder(self._schema_of).decode
+        absent: dict[bytes, tuple[str, ...]] = {}
+
+        def decoded(value: bytes) -> Change:
+            change = decode(value)
+            head = value[:5]
+            if head not in absent:
+                schema = self._schema_of(int.from_bytes(head[1:], "big"))
+                absent[head] = shapes.approve(schema, change.table, change.position)
+            lacks = absent[head]
+            if lacks and change.after is not None:
+                return change._replace(missing=change.missing + lacks)
+            return change
+
+        return decoded
+
+    def _loop(
+        self, stop: threading.Event, engine: Engine, target: Target, batch: Batch, feed: Feed, checkpoint: Checkpoint
+    ) -> None:
+        tend = Tending(engine, target, self._metrics, self._housekeeping)
+        held: Decoded | None = None
+        looked_at = 0.0
+        paused: str | None = None
+        self._say(checkpoint, None)
+        while not stop.is_set():
+            if time.monotonic() - looked_at >= HOUSEKEEPING_S:
+                paused = self._paused(target.conn)
+                tend.run(checkpoint)
+                looked_at = time.monotonic()
+            if paused is not None:
+                self._heartbeat.paused(paused)
+                stop.wait(POLL_S)
+                continue
+            first = held or feed.next(POLL_S)
+            held = None
+            if first is None:
+                if feed.problem is not None:
+                    self._heartbeat.waiting(feed.problem)
+                else:
+                    self._heartbeat.running()
+                self._say(checkpoint, None)
+                continue
+            self._heartbeat.running()
+            taken = [first]
+            rows = len(first.changes)
+            while taken[-1].epoch.complete and rows < TRANSACTION_ROWS and (following := feed.next(0)) is not None:
+                if not following.epoch.complete:
+                    held = following
+                    break
+                taken.append(following)
+                rows += len(following.changes)
+            if first.epoch.previous != checkpoint.epoch:
+                raise StreamGap(
+                    f"epoch {first.epoch.epoch} follows {first.epoch.previous}; the checkpoint is at {checkpoint.epoch}",
+                    hint="the epochs topic lacks records; do not start again without finding out why",
+                )
+            self._say(checkpoint, first.epoch)
+            failpoint("apply.before_write")
+            started = time.monotonic()
+            taken, checkpoint = batch.write(taken, checkpoint)
+            self._count(taken, time.monotonic() - started)
+            self._say(checkpoint, None)
+
+    def _say(self, checkpoint: Checkpoint, pending: Epoch | None) -> None:
+        self._heartbeat.figures.update(
+            applied_lsn=format_lsn(checkpoint.end_lsn),
+            applied_epoch=checkpoint.epoch,
+            pending_since=None if pending is None else pending.first_committed_at,
+        )
+
+    def _count(self, taken: Sequence[Decoded], seconds: float) -> None:
+        counts: dict[tuple[str, str], int] = {}
+        for decoded in taken:
+            for change in decoded.changes:
+                k = (change.op, change.table)
+                counts[k] = counts.get(k, 0) + 1
+        for (op, table), n in counts.items():
+            self._metrics.rows("apply", op, table, n)
+        for _ in taken:
+            self._metrics.epoch("apply", seconds / len(taken))
+
+
+class Feed:
+    """Fetches and decodes ahead, in a thread of its own. Its errors are raised where epochs are taken."""
+
+    def __init__(self, reader: Reader, decode: Callable[[bytes], Change]) -> None:
+        self._reader = reader
+        self._decode = decode
+        self._ready: queue.Queue[Decoded | SlackwaterError | Exception] = queue.Queue(maxsize=AHEAD)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
+        self._thread.start()
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing comes, as far as the reader knows."""
+        return self._reader.problem
+
+    def next(self, timeout_s: float) -> Decoded | None:
+        """The next epoch, or None when there is none yet. Raises what ended the thread."""
+        try:
+            item = self._ready.get(timeout=timeout_s) if timeout_s else self._ready.get_nowait()
+        except queue.Empty:
+            return None
+        if isinstance(item, Decoded):
+            return item
+        self._put(item)  # it stays the answer
+        raise item
+
+    def wait(self, stop: threading.Event) -> Decoded | None:
+        """The next epoch; None only when told to stop."""
+        while not stop.is_set():
+            found = self.next(POLL_S)
+            if found is not None:
+                return found
+        return None
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join(timeout=30)
+        self._reader.close()
+
+    def _put(self, item: Decoded | Exception) -> None:
+        while not self._ended.is_set():
+            try:
+                self._ready.put(item, timeout=POLL_S)
+                return
+            except queue.Full:
+                continue
+
+    def _run(self) -> None:
+        decode = self._decode
+        try:
+            while not self._ended.is_set():
+                fetched = self._reader.next(POLL_S)
+                if fetched is None:
+                    continue
+                changes = [decode(value) for value in fetched.rows]
+                changes.sort(key=_position)
+                self._put(Decoded(epoch=fetched.epoch, changes=changes, offsets=fetched.offsets))
+        except Exception as error:  # noqa: BLE001 - handed to the role's own thread, which raises it
+            self._put(error)
+
+
+def _position(change: Change) -> Any:
+    return change.position
+
+
+class Tending:
+    """What the applier does between transactions: wake mappings, prune, count what waits."""
+
+    def __init__(
+        self, engine: Engine, target: Target, metrics: Metrics, housekeeping: Callable[[Connection], None]
+    ) -> None:
+        self._engine = engine
+        self._target = target
+        self._metrics = metrics
+        self._housekeeping = housekeeping
+        self._pruned_at = 0.0
+
+    def run(self, checkpoint: Checkpoint) -> None:
+        with translated("tending the control tables"):
+            states = self._target.loads()
+            waiting = self._target.rereads()
+            self._metrics.reread(len(waiting))
+            self._metrics.quarantined(self._target.open_quarantine())
+        asleep = [name for name, state in states.items() if state.state == "asleep"]
+        for name in asleep:
+            mirrors = [f"mirror:{s}" for s in self._engine.loads[name].mapping.sources]
+            if all(
+                states[m].state == "done" and states[m].newest_lsn <= checkpoint.end_lsn for m in mirrors
+            ) and not any(load in mirrors for load, _ in waiting):
+                self._wake(name)
+        if time.monotonic() - self._pruned_at > PRUNE_S:
+            self._target.prune(KEEP_EPOCHS)
+            self._pruned_at = time.monotonic()
+        self._housekeeping(self._target.conn)
+
+    def _wake(self, name: str) -> None:
+        e = self._engine
+        e.begin(holder=f"apply.{e.plan.direction}", lock="exclusive")
+        try:
+            rows = e.wake(name)
+            failpoint("apply.before_wake")
+        except BaseException:
+            e.abandon()
+            raise
+        e.commit()
+        log.info("%s is computed from its mirrors: %d rows", name, rows)

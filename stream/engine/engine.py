@@ -1,0 +1,458 @@
+"""Runs the loads of one direction over one target session.
+
+Invariants: every row-writing transaction begins with the echo mark, holds the direction's advisory lock and has read
+its target's turn row; a row's unsent values never come from another row; a replay writes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from connectors.postgres.session import Connection, translated
+from connectors.postgres.target import LoadState, Target, canonical, key_text
+from schemas.control import ECHO_PREFIX
+from schemas.errors import Halt, PrivilegeMissing
+from schemas.plan import Plan
+from schemas.position import Lsn
+from stream.engine import loads as build
+from stream.engine.keyless import Keyless
+from stream.engine.partial import Partial
+from stream.engine.staging import Part, Stage, Staged
+from stream.engine.statements import Load
+from stream.fold import Folded
+
+Lock = Literal["exclusive", "shared"]
+
+_PASS = secrets.token_hex(32)  # one per process; a successor's replaces it in slackwater.pass
+
+
+class Engine:
+    """One session's engine. The connection is a pinned one in autocommit mode; the engine owns its transactions.
+
+    `current` names the load whose statement ran last: when the target refuses a row, that load's.
+    """
+
+    def __init__(self, conn: Connection, plan: Plan) -> None:
+        self.conn = conn
+        self.plan = plan
+        self.target = Target(conn, plan.migration, plan.direction)
+        self.current = ""
+        self.written = 0
+        self.states: dict[str, LoadState] = {}
+        self._side = str(plan.direction.target)
+        self._holders: set[str] = set()
+        self._made: set[str] = set()
+        self._making: set[str] = set()  # made since the transaction began: a rollback takes them along
+        with translated("opening a session on the target"):
+            conn.prepare_threshold = 1_000_000  # only what is asked to be prepared is
+            conn.prepared_max = 2_000
+            conn.execute(
+                "set plan_cache_mode = force_generic_plan; set enable_hashjoin = off; set enable_mergejoin = off; "
+                "set temp_buffers = '32MB'"
+            )
+        self.replica = self._become_replica()
+        self.stages: dict[str, Stage] = build.stages(conn, plan)
+        self.loads: dict[str, Load] = build.loads(conn, plan)
+        self.order: tuple[str, ...] = build.parents_first(conn, self.loads)
+        self._partial = Partial(self)
+        self.keyless = Keyless(self)
+
+    def _become_replica(self) -> bool:
+        """Whether the session may skip the target's triggers and foreign-key checks (`session_replication_role`)."""
+        try:
+            with translated("setting session_replication_role"):
+                self.conn.execute("set session_replication_role = replica")
+        except PrivilegeMissing:
+            return False
+        return True
+
+    # The transaction.
+
+    def begin(self, *, holder: str, lock: Lock, writing: bool = True) -> None:
+        """Open a transaction that may write rows: echo mark, pass, advisory lock, turn row, states of the loads.
+
+        Errors: Halt when the target is open to the application.
+        """
+        migration, direction = self.plan.migration, str(self.plan.direction)
+        if holder not in self._holders:
+            self._give_pass(holder)
+        take = "pg_advisory_xact_lock" if lock == "exclusive" else "pg_advisory_xact_lock_shared"
+        with translated("opening a transaction on the target"):
+            with self.conn.pipeline():
+                self.conn.execute("begin", prepare=True)
+                self.conn.execute(
+                    "select pg_logical_emit_message(true, %s, %s)",
+                    (ECHO_PREFIX, f"{migration}.{direction}"),
+                    prepare=True,
+                )
+                self.conn.execute("select set_config('slackwater.pass', %s, true)", (_PASS,), prepare=True)
+                self.conn.execute(
+                    f"select {take}(hashtextextended(%s, 0))", (f"slackwater.{migration}.{direction}",), prepare=True
+                )
+                turn = self.conn.execute(
+                    "select fence_turn is null or open_turn >= fence_turn from slackwater.turn "
+                    "where migration = %s and side = %s for share",
+                    (migration, self._side),
+                    prepare=True,
+                )
+            row = turn.fetchone()
+            self.states = self.target.loads()
+        self.written = 0
+        if row is None or (writing and row[0]):
+            self.rollback()
+            raise Halt(
+                f"{self._side} is open to the application: this direction must not write to it"
+                if row is not None
+                else f"{self._side} holds no turn row for {migration}",
+                hint="`slackwater status` shows which side takes writes",
+            )
+
+    def _give_pass(self, holder: str) -> None:
+        with translated("taking the pass through the fence"):
+            self.conn.execute(
+                "insert into slackwater.pass (migration, side, holder, hash) values (%s, %s, %s, %s) "
+                "on conflict (migration, side, holder) "
+                "do update set hash = excluded.hash, given_at = clock_timestamp()",
+                (self.plan.migration, self._side, holder, hashlib.sha256(_PASS.encode()).digest()),
+            )
+        self._holders.add(holder)
+
+    def commit(self) -> None:
+        with translated("committing on the target"):
+            self.conn.execute("commit")
+        self._making.clear()
+
+    def rollback(self) -> None:
+        with translated("rolling back on the target"):
+            self.conn.execute("rollback")
+        self._forget()
+
+    def abandon(self) -> None:
+        """Roll back on the way out of an error; a session that is broken rolls back by itself."""
+        if not self.conn.closed and not self.conn.broken:
+            self.rollback()
+
+    def savepoint(self, name: str) -> None:
+        self.conn.execute(f"savepoint {name}", prepare=True)
+
+    def back_to(self, name: str) -> None:
+        """Undo everything since the savepoint, which stays."""
+        with translated("rolling back to a savepoint"):
+            self.conn.execute(f"rollback to savepoint {name}", prepare=True)
+        self._forget()
+
+    def clear(self, tables: Collection[str]) -> None:
+        """Empty the temporary tables between the parts of one transaction."""
+        names = [f"pg_temp.slackwater_{kind}_{self.stages[t].number}" for t in tables for kind in ("new", "old")]
+        for load in self.loads.values():
+            if load.name in self._made and any(s in tables for s in load.mapping.sources):
+                names += [load.rows, *([load.owners] if load.mapping.owner else [])]
+        if names:
+            self.run("truncate " + ", ".join(names))
+
+    def _forget(self) -> None:
+        self._made -= self._making
+        self._making.clear()
+
+    # An epoch.
+
+    def apply(
+        self,
+        tables: Mapping[str, Folded],
+        *,
+        swap: Collection[str] = (),
+        skip: Mapping[str, Sequence[int]] | None = None,
+        applied_lsn: Lsn,
+    ) -> None:
+        """Write folded changes. `applied_lsn` is where the target stands before them.
+
+        `swap` names loads in which a unique value moves between rows; `skip` the staged rows a load leaves out.
+        Errors: RowRejected, with `current` naming the load; the caller rolls back.
+        """
+        staged = self.stage(tables)
+        self.settle(staged, swap=swap, skip=skip or {}, applied_lsn=applied_lsn)
+
+    def stage(self, tables: Mapping[str, Folded]) -> dict[str, Staged]:
+        """Fill the temporary tables; empty folds stage nothing."""
+        staged = {}
+        for name, folded in tables.items():
+            if not (folded.truncated or folded.rows or folded.gone):
+                continue
+            stage = self.stage_of(name)
+            self.current = name
+            with translated(f"staging {name}"):
+                staged[name] = stage.fill(self.conn, folded)
+        return staged
+
+    def settle(
+        self,
+        staged: Mapping[str, Staged],
+        *,
+        swap: Collection[str] = (),
+        skip: Mapping[str, Sequence[int]],
+        applied_lsn: Lsn,
+        only: Collection[str] | None = None,
+    ) -> None:
+        """Bring every awake load that reads what is staged to its new state; `only` restricts which."""
+        wanted = [self.loads[name] for name in self.order if only is None or name in only]
+        touched = [x for x in wanted if not self.asleep(x.name) and any(s in staged for s in x.mapping.sources)]
+        for x in touched:
+            self.prepare(x)
+        joined = [x for x in touched if not x.mapping.row_local]
+        for load in joined:
+            self._owners_before(load, staged)
+        self._run([x for x in touched if x.is_mirror], staged, swap, skip, applied_lsn)
+        self._run([x for x in touched if not x.is_mirror and x.mapping.row_local], staged, swap, skip, applied_lsn)
+        for load in joined:
+            self._owners_after(load, staged)
+        for load in joined:
+            self._recompute(load)
+
+    def asleep(self, name: str) -> bool:
+        """A mapping over mirrors that waits for them, or a table without a key before its chunk."""
+        state = self.states.get(name)
+        if state is None:
+            raise Halt(f"no load is recorded for {name}", hint="`slackwater prepare` records it")
+        return state.state == "asleep"
+
+    def _run(
+        self,
+        loads: Sequence[Load],
+        staged: Mapping[str, Staged],
+        swap: Collection[str],
+        skip: Mapping[str, Sequence[int]],
+        applied_lsn: Lsn,
+    ) -> None:
+        """Row-local loads: transform all, delete children first, write parents first, then rows that lack values."""
+        loads = [x for x in loads if x.mapping.key]
+        for load in loads:
+            with self.writing(load):
+                self._transform(load, staged[load.mapping.sources[0]], skip.get(load.name, ()), applied_lsn)
+        for load in reversed(loads):
+            with self.writing(load):
+                self._delete(load, staged[load.mapping.sources[0]], skip.get(load.name, ()))
+        for load in loads:
+            with self.writing(load):
+                if staged[load.mapping.sources[0]].has_new:
+                    self._write(load, swap=load.name in swap)
+        for load in loads:
+            rows = staged[load.mapping.sources[0]]
+            if any(p.missing for p in rows.parts):
+                with self.writing(load):
+                    self._partial.write(load, rows, skip.get(load.name, ()))
+
+    def _transform(self, load: Load, staged: Staged, skip: Sequence[int], applied_lsn: Lsn) -> None:
+        source = load.mapping.sources[0]
+        stage = self.stages[source]
+        if any(p.moved for p in staged.parts):
+            self._partial.move(load, staged, skip, applied_lsn)
+        if any(not p.missing for p in staged.parts):
+            self.run(load.transform({source: stage.reading(part=0, skip=skip)}), prepare=not skip)
+
+    def _delete(self, load: Load, staged: Staged, skip: Sequence[int]) -> None:
+        if staged.truncated:
+            self.written += self.run(load.delete_all())
+            return
+        source = load.mapping.sources[0]
+        stage = self.stages[source]
+        if staged.has_old:
+            self.run(load.collect_owners(source, {source: stage.reading_old(skip=skip)}), prepare=not skip)
+        if load.leaves_gaps and staged.has_new:
+            whole = {source: stage.reading(part=0, skip=skip)}
+            self.run(load.collect_owners(source, whole), prepare=not skip)
+        if staged.has_old or (load.leaves_gaps and staged.has_new):
+            self.written += self.run(load.delete_stale(), prepare=True)
+
+    def _write(self, load: Load, *, swap: bool) -> None:
+        if swap:
+            self.keep(load)
+            self.run(load.take_out())
+            self.written += self.run(load.put_back(load.mapping.columns))
+        elif (update := load.update()) is not None:
+            self.written += self.run(update, prepare=True)
+        self.written += self.run(load.insert(), prepare=True)
+
+    # Mappings that read mirrors.
+
+    def _mirrors(self, load: Load, restricted: bool) -> dict[str, str]:
+        """Bindings of every source to its mirror, restricted to the touched owners where a feed says how."""
+        return {s: self._mirror(load, s, restricted) for s in load.mapping.sources}
+
+    def _mirror(self, load: Load, source: str, restricted: bool) -> str:
+        sql = f"select * from {self.loads['mirror:' + source].into}"
+        feed = load.mapping.feeds.get(source)
+        if not restricted or feed is None or feed.restrict is None:
+            return sql
+        return f"{sql} where ({', '.join(feed.restrict)}) in (select * from {load.owners})"
+
+    def _owners_before(self, load: Load, staged: Mapping[str, Staged]) -> None:
+        """The owners fed by the mirrors' rows as they were before this batch, and by the old images."""
+        with self.writing(load):
+            for source in load.mapping.sources:
+                if source not in staged or staged[source].truncated:
+                    continue
+                stage = self.stages[source]
+                keys = ", ".join(f'm."{k}" = o."{k}"' for k in map(_escaped, stage.key))
+                mirror = self.loads["mirror:" + source].into
+                was = f"select m.* from {mirror} m where exists (select from {stage.old} o where {keys})"
+                if staged[source].has_old:
+                    self.run(load.collect_owners(source, self._mirrors(load, False) | {source: was}), prepare=True)
+
+    def _owners_after(self, load: Load, staged: Mapping[str, Staged]) -> None:
+        """The owners fed by the mirrors' rows as they are now, where this batch touched them."""
+        with self.writing(load):
+            for source in load.mapping.sources:
+                if source not in staged or not staged[source].has_new:
+                    continue
+                stage = self.stages[source]
+                keys = ", ".join(f'"{k}"' for k in map(_escaped, stage.key))
+                mirror = self.loads["mirror:" + source].into
+                now = f"select m.* from {mirror} m where ({keys}) in (select {keys} from {stage.new})"
+                self.run(load.collect_owners(source, self._mirrors(load, False) | {source: now}), prepare=True)
+            if any(s in staged and staged[s].truncated for s in load.mapping.sources):
+                self.run(f"insert into {load.owners} select {load_columns(load)} from {load.into}")
+
+    def _recompute(self, load: Load) -> None:
+        with self.writing(load):
+            self.run(load.transform(self._mirrors(load, True), where_owner=True), prepare=True)
+            self.written += self.run(load.delete_stale(), prepare=True)
+            self._write(load, swap=False)
+
+    def wake(self, name: str) -> int:
+        """Compute a sleeping mapping from its mirrors alone and mark it done; returns the rows it has.
+
+        The caller holds the exclusive lock and has seen that each mirror is complete and applied past its newest chunk.
+        """
+        load = self.loads[name]
+        self.prepare(load)
+        with self.writing(load):
+            self.run("set local enable_hashjoin = on; set local enable_mergejoin = on")
+            rows = self.run(load.transform(self._mirrors(load, False)))
+            self.run(f"insert into {load.owners} select {load_columns(load)} from {load.into}")
+            self.run(load.delete_stale())
+            self._write(load, swap=False)
+            self.target.woken(name, rows)
+        return rows
+
+    # A chunk of the backfill, and a reread.
+
+    def stage_columns(self, load: str) -> tuple[str, ...]:
+        """The source columns, in order, that a chunk of this load is staged with."""
+        mapping = self.loads[load].mapping
+        source = mapping.sources[0]
+        wanted = {*mapping.reads[source], *self.stages[source].key}
+        return tuple(n for n in self.stages[source].names if n in wanted)
+
+    @contextmanager
+    def stage_chunk(self, load: str) -> Iterator[Any]:
+        """A COPY in text format into the staging table of the load's source; write the source's bytes to it."""
+        mapping = self.loads[load].mapping
+        stage = self.stage_of(mapping.sources[0])
+        self.prepare(self.loads[load])
+        names = ", ".join(f'"{_escaped(n)}"' for n in self.stage_columns(load))
+        self.current = load
+        with (
+            translated(f"staging a chunk of {load}"),
+            self.conn.cursor() as cursor,
+            cursor.copy(f"copy {stage.new} ({names}) from stdin") as copy,
+        ):
+            yield copy
+
+    def stage_keys(self, load: str, keys: Sequence[Mapping[str, str | None]]) -> None:
+        """Name the source rows that a reread asks for, so that target rows of those that are gone are deleted."""
+        source = self.loads[load].mapping.sources[0]
+        stage = self.stage_of(source)
+        self.prepare(self.loads[load])
+        names = ", ".join(f'"{_escaped(n)}"' for n in stage.key)
+        with (
+            translated(f"staging keys of {load}"),
+            self.conn.cursor() as cursor,
+            cursor.copy(f"copy {stage.old} ({names}) from stdin") as copy,
+        ):
+            for key in keys:
+                copy.write_row([key[n] for n in stage.key])
+
+    def apply_chunk(self, load: str) -> int:
+        """Transform and write what `stage_chunk` and `stage_keys` staged; returns target rows written.
+
+        A mirror's rows also recompute the awake mappings that read it, which needs the exclusive lock.
+        """
+        x = self.loads[load]
+        source = x.mapping.sources[0]
+        asked = self.conn.execute(f"select exists (select from {self.stages[source].old})").fetchone()
+        assert asked is not None
+        staged = Staged(truncated=False, has_new=True, has_old=bool(asked[0]))
+        staged.parts = [Part(number=0, missing=frozenset(), moved=False, entering=False, rows=())]
+        names = {load}
+        if x.is_mirror:
+            names |= {n for n, y in self.loads.items() if not y.mapping.row_local and source in y.mapping.sources}
+        if not x.mapping.key:
+            with self.writing(x):
+                return self.keyless.load(x)
+        self.settle({source: staged}, skip={}, applied_lsn=Lsn(0), only=names)
+        return self.written
+
+    # Shared by the steps.
+
+    def reread(self, load: Load, staged: Staged, rows: Sequence[int], reason: str) -> None:
+        """Queue staged rows, by number, to be read again from the source for this load."""
+        source = load.mapping.sources[0]
+        stage = self.stages[source]
+        keys = [dict(zip(stage.key, map(key_text, staged.keys[n]), strict=True)) for n in rows]
+        if keys:
+            self.target.ask_reread(load.name, source, keys, reason)
+
+    def in_reread(self, load: Load, staged: Staged, row: int) -> bool:
+        origin = staged.origins[row]
+        stage = self.stages[load.mapping.sources[0]]
+        if origin is None:
+            return False
+        key = canonical(dict(zip(stage.key, map(key_text, origin), strict=True)))
+        return (load.name, key) in self.target.rereads()
+
+    def run(self, sql: str, *, prepare: bool = False) -> int:
+        """Execute one statement; rows affected."""
+        return max(self.conn.execute(sql, prepare=prepare).rowcount, 0)
+
+    @contextmanager
+    def writing(self, load: Load) -> Iterator[None]:
+        self.current = load.name
+        with translated(f"writing {load.name}"):
+            yield
+
+    def stage_of(self, source: str) -> Stage:
+        stage = self.stages.get(source)
+        if stage is None:
+            raise Halt(
+                f"a change of {source} arrived, which no mapping reads",
+                hint="`slackwater prepare` after an edit of the file",
+            )
+        self._make(f"stage {source}", stage.create())
+        return stage
+
+    def prepare(self, load: Load) -> None:
+        self._make(load.name, load.create())
+
+    def keep(self, load: Load) -> None:
+        """Make the load's table for rows set aside, which few batches need."""
+        self._make(f"kept {load.name}", load.create_kept())
+
+    def _make(self, what: str, statements: Sequence[str]) -> None:
+        if what not in self._made:
+            with translated(f"making the temporary tables of {what}"):
+                for statement in statements:
+                    self.conn.execute(statement)
+            self._made.add(what)
+            self._making.add(what)
+
+
+def load_columns(load: Load) -> str:
+    return ", ".join(f'"{_escaped(n)}"' for n in load.mapping.owner)
+
+
+def _escaped(name: str) -> str:
+    return name.replace('"', '""')

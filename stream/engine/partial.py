@@ -1,0 +1,133 @@
+"""Rows that lack values, because PostgreSQL does not send TOASTed ones that did not change.
+
+Invariant: a missing value is either left alone where it stands, taken from the row's own old place, or read again from
+the source; it is never another row's, and never NULL by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from schemas.names import quote
+from schemas.position import Lsn
+from stream.engine.staging import Part, Staged
+from stream.engine.statements import PART, Load, matches
+
+if TYPE_CHECKING:
+    from stream.engine.engine import Engine
+
+
+class Partial:
+    """The engine's steps for the parts of a batch that lack columns."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def split(self, load: Load, missing: frozenset[str]) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """(columns to write, columns to leave alone), or None where an expression, a filter or a key needs both."""
+        source = load.mapping.sources[0]
+        lacking = frozenset((source, c) for c in missing)
+        if load.mapping.row_deps & lacking:
+            return None
+        write, keep = [], []
+        for output in load.mapping.outputs:
+            if not output.deps & lacking:
+                write.append(output.name)
+            elif output.deps <= lacking and output.name not in load.mapping.key:
+                keep.append(output.name)
+            else:
+                return None
+        return tuple(write), tuple(keep)
+
+    def move(self, load: Load, staged: Staged, skip: Sequence[int], applied_lsn: Lsn) -> None:
+        """Rows whose key changed while they lack values: into `rows`, whole, with values from under their old key.
+
+        Before any write of the batch, so that the old place is still as it was.
+        """
+        e = self._engine
+        source = load.mapping.sources[0]
+        stage = e.stages[source]
+        state = e.states[load.name]
+        safe = state.state == "done" and applied_lsn >= state.newest_lsn and not load.fans_out
+        ready = 0
+        for part in staged.parts:
+            if not part.moved or part.rows[0] in skip:
+                continue
+            split = self.split(load, self._lacked(load, part))
+            binding = {source: stage.reading(part=part.number)}
+            if split is not None and not split[1]:  # this load reads none of the missing columns
+                e.run(load.transform(binding))
+            elif split is None or not safe or e.in_reread(load, staged, part.rows[0]):
+                e.reread(load, staged, part.rows, "a key changed while values were not sent")
+                continue
+            else:
+                e.run(load.transform(binding))
+                e.run(load.collect_owners(source, {source: stage.reading_old(rows=part.rows)}))
+                found = e.run(load.fill_from(split[1]))
+                there = e.conn.execute(f"select exists (select from {load.rows})").fetchone()
+                e.run(f"delete from {load.owners}")
+                if there is not None and there[0] and not found:
+                    e.run(load.clear_rows())
+                    e.reread(load, staged, part.rows, "a key changed, and the row under its old key is not here")
+                    continue
+            e.keep(load)
+            names = ", ".join(quote(n) for n in load.mapping.columns)
+            e.run(f"insert into {load.kept} ({names}) select {names} from {load.rows}")
+            e.run(load.clear_rows())
+            ready += 1
+        if ready:
+            names = ", ".join(quote(n) for n in load.mapping.columns)
+            e.run(f"insert into {load.rows} ({names}) select {names} from {load.kept}")
+            e.run(f"delete from {load.kept}")
+
+    def write(self, load: Load, staged: Staged, skip: Sequence[int]) -> None:
+        """Rows that lack values under an unchanged key: update what was sent, leave the rest alone."""
+        e = self._engine
+        source = load.mapping.sources[0]
+        stage = e.stages[source]
+        for part in staged.parts:
+            rows = [n for n in part.rows if n not in skip]
+            if not part.missing or part.moved or not rows:
+                continue
+            split = self.split(load, self._lacked(load, part))
+            if split is None or (part.entering and split[1]):
+                e.reread(load, staged, rows, "a value that was not sent is needed")
+                continue
+            written, kept = split
+            e.run(load.clear_rows())
+            binding = {source: stage.reading(part=part.number, skip=skip)}
+            e.run(load.transform(binding), prepare=not skip)
+            if load.leaves_gaps:
+                e.run(f"delete from {load.owners}")
+                e.run(load.collect_owners(source, binding))
+                e.written += e.run(load.delete_stale())
+            if kept:
+                absent = e.conn.execute(load.absent()).fetchone()
+                if absent is not None and absent[0]:
+                    e.reread(load, staged, self._absent(load, part, rows), "a row that is not here yet lacks values")
+            if (update := load.update(written)) is not None:
+                e.written += e.run(update)
+            if not kept:
+                e.written += e.run(load.insert())
+
+    def _lacked(self, load: Load, part: Part) -> frozenset[str]:
+        """The part's missing columns that this load reads."""
+        return part.missing & frozenset(load.mapping.reads[load.mapping.sources[0]])
+
+    def _absent(self, load: Load, part: Part, rows: Sequence[int]) -> list[int]:
+        """The numbers of staged rows whose target rows are not there."""
+        e = self._engine
+        source = load.mapping.sources[0]
+        stage = e.stages[source]
+        plain = {o.name: o.plain[1] for o in load.mapping.outputs if o.plain is not None}
+        if all(n in plain for n in load.mapping.owner):
+            types = {n: load.table.column(n).type for n in load.mapping.owner}
+            on = " and ".join(f"r.{quote(n)} = s.{quote(plain[n])}::{types[n]}" for n in load.mapping.owner)
+            found = e.conn.execute(
+                f"select distinct s.slackwater_n from {stage.new} s join {load.rows} r on {on} "
+                f"where s.{PART} = {part.number} and not exists "
+                f"(select from {load.into} t where {matches(load.mapping.key, 't', 'r')})"
+            ).fetchall()
+            return sorted(n for (n,) in found if n in set(rows))
+        return list(rows)

@@ -1,0 +1,156 @@
+"""Staged source rows: session-lifetime temporary tables that every mapping reads through a CTE of the source's name.
+
+Two per source table. `new` holds the rows as they are after the batch, numbered, with the part they belong to (rows
+that lack the same columns form one part). `old` holds what rows were before, as far as PostgreSQL sent it: rows that
+went away, and rows whose key or feed columns changed. Temporary tables are made once per session, never per batch:
+their catalog rows would bloat pg_class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from connectors.postgres.session import Connection
+from schemas.change import Image
+from schemas.names import quote
+from schemas.table import Table
+from stream.engine.statements import PART, N, columns
+from stream.fold import Folded, Key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Rows of a batch that lack the same columns.
+
+    `moved`: one row whose key changed, which is a part of its own: its values have to be found under its old key.
+    `entering`: rows that are new and yet lack columns (they were written before a column was added).
+    """
+
+    number: int
+    missing: frozenset[str]
+    moved: bool
+    entering: bool
+    rows: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Staged:
+    """What one batch staged of one source table."""
+
+    truncated: bool
+    parts: list[Part] = field(default_factory=list)
+    keys: list[Key] = field(default_factory=list)  # by row number, the key the row has now (or had, if it is gone)
+    origins: list[Key | None] = field(default_factory=list)
+    has_new: bool = False
+    has_old: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """The temporary tables of one source table. `names` are the columns staged, `types` the target's names."""
+
+    number: int
+    source: Table
+    key: tuple[str, ...]
+    names: tuple[str, ...]
+    types: tuple[str, ...]
+    watched: frozenset[str]  # columns whose change moves a row to other owners
+    mirrored: bool
+
+    @property
+    def new(self) -> str:
+        return f"pg_temp.slackwater_new_{self.number}"
+
+    @property
+    def old(self) -> str:
+        return f"pg_temp.slackwater_old_{self.number}"
+
+    def create(self) -> list[str]:
+        typed = ", ".join(f"{quote(n)} {t}" for n, t in zip(self.names, self.types, strict=True))
+        tail = f"{N} integer, {PART} integer not null default 0) on commit delete rows"
+        return [f"create temporary table {table} ({typed}, {tail}" for table in (self.new, self.old)]
+
+    def reading(self, *, part: int | None = None, rows: Sequence[int] | None = None, skip: Sequence[int] = ()) -> str:
+        """The SQL that stands for the source over the new images, or some of them."""
+        return f"select {columns(self.names)} from {self.new}{self._where(part, rows, skip)}"
+
+    def reading_old(self, *, rows: Sequence[int] | None = None, skip: Sequence[int] = ()) -> str:
+        return f"select {columns(self.names)} from {self.old}{self._where(None, rows, skip)}"
+
+    def _where(self, part: int | None, rows: Sequence[int] | None, skip: Sequence[int]) -> str:
+        tests = []
+        if part is not None:
+            tests.append(f"{PART} = {part}")
+        if rows is not None:
+            tests.append(f"{N} = any('{{{','.join(map(str, rows))}}}'::integer[])")
+        if skip:
+            tests.append(f"{N} <> all('{{{','.join(map(str, skip))}}}'::integer[])")
+        return " where " + " and ".join(tests) if tests else ""
+
+    def fill(self, conn: Connection, folded: Folded) -> Staged:
+        """COPY a fold into the temporary tables."""
+        staged = Staged(truncated=folded.truncated)
+        new: list[list[object]] = []
+        old: list[list[object]] = []
+        parts: dict[tuple[frozenset[str], bool], int] = {(_WHOLE, False): 0}
+        about: list[tuple[frozenset[str], bool, bool, list[int]]] = [(_WHOLE, False, False, [])]
+        names, wanted = self.names, frozenset(self.names)
+        n = 0
+        for key, row in folded.rows.items():
+            after = row.after
+            assert after is not None
+            lacking = row.missing & wanted if row.missing else _WHOLE
+            entering = bool(lacking) and row.origin is None
+            moved = row.origin is not None and row.origin != key
+            part = None if lacking and moved else parts.get((lacking, entering))
+            if part is None:
+                part = len(about)
+                about.append((lacking, moved and bool(lacking), entering, []))
+                if not moved:
+                    parts[lacking, entering] = part
+            about[part][3].append(n)
+            new.append([after.get(c) for c in names] + [n, part])
+            staged.keys.append(key)
+            staged.origins.append(row.origin)
+            if row.origin is not None and (self.mirrored or moved or self._changed(row.before, after, lacking)):
+                old.append(self._image(row.before, row.origin, n))
+            n += 1
+        for row in folded.gone:
+            assert row.origin is not None
+            old.append(self._image(row.before, row.origin, n))
+            staged.keys.append(row.origin)
+            staged.origins.append(row.origin)
+            n += 1
+        self.copy(conn, self.new, new)
+        self.copy(conn, self.old, old)
+        staged.has_new, staged.has_old = bool(new), bool(old)
+        staged.parts = [
+            Part(number=i, missing=missing, moved=moved, entering=entering, rows=tuple(rows))
+            for i, (missing, moved, entering, rows) in enumerate(about)
+            if rows
+        ]
+        return staged
+
+    def _changed(self, before: Image | None, after: Image, lacking: frozenset[str]) -> bool:
+        if before is None:
+            return False
+        return any(before.get(c) != after.get(c) for c in self.watched if c not in lacking)
+
+    def _image(self, before: Image | None, origin: Key, n: int) -> list[object]:
+        image = dict(before) if before is not None else {}
+        image.update(zip(self.key, origin, strict=True))
+        return [image.get(c) for c in self.names] + [n, 0]
+
+    def copy(self, conn: Connection, into: str, rows: Sequence[list[object]]) -> None:
+        if not rows:
+            return
+        with (
+            conn.cursor() as cursor,
+            cursor.copy(f"copy {into} ({columns(self.names)}, {N}, {PART}) from stdin") as copy,
+        ):
+            for row in rows:
+                copy.write_row(row)
+
+
+_WHOLE: frozenset[str] = frozenset()

@@ -1,0 +1,203 @@
+"""The SQL of one load: how staged source rows become target rows. Pure text; the engine runs it.
+
+A *load* is a mapping's target, or a mirror (which is a mapping that copies a source table as it is). Four steps: `rows`
+is the SELECT over what is staged; stale target rows of the staged owners are deleted; rows that differ are updated;
+rows that are not there are inserted. Rows are compared as images (`*<>`), so that 1.0 and 1.00 differ, and only over
+mapped columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from schemas.bind import bound
+from schemas.mapping import Mapping
+from schemas.names import qualified, quote
+from schemas.table import Table
+
+N = "slackwater_n"  # the staged row's number in its epoch
+PART = "slackwater_part"  # 0: nothing missing; else which columns are
+
+
+def columns(names: Sequence[str], alias: str = "") -> str:
+    """`a."x", a."y"`."""
+    dot = f"{alias}." if alias else ""
+    return ", ".join(f"{dot}{quote(n)}" for n in names)
+
+
+def matches(names: Sequence[str], left: str, right: str) -> str:
+    """`l."k1" = r."k1" and ...`."""
+    return " and ".join(f"{left}.{quote(n)} = {right}.{quote(n)}" for n in names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """A mapping with the names of the tables it is run over. `number` makes its temporary tables' names unique."""
+
+    name: str
+    number: int
+    mapping: Mapping
+    schema: str  # of the table written
+    table: Table
+
+    @property
+    def into(self) -> str:
+        return qualified(self.schema, self.table.name)
+
+    @property
+    def rows(self) -> str:
+        return f"pg_temp.slackwater_rows_{self.number}"
+
+    @property
+    def owners(self) -> str:
+        return f"pg_temp.slackwater_owners_{self.number}"
+
+    @property
+    def kept(self) -> str:
+        return f"pg_temp.slackwater_kept_{self.number}"
+
+    @property
+    def is_mirror(self) -> bool:
+        return self.name.startswith("mirror:")
+
+    @property
+    def fans_out(self) -> bool:
+        return self.mapping.owner != self.mapping.key
+
+    @property
+    def leaves_gaps(self) -> bool:
+        """Whether a source row that is there may have fewer target rows than before."""
+        return self.fans_out or bool(self.mapping.row_deps) or not self.mapping.row_local
+
+    def values(self, alias: str = "q") -> str:
+        """The SELECT's outputs, cast where a text output meets a target that is not text; never to a length."""
+        return ", ".join(
+            f"{alias}.{quote(o.name)}" + (f"::{self.table.column(o.name).type}" if o.cast else "")
+            for o in self.mapping.outputs
+        )
+
+    # Temporary tables.
+
+    def create(self) -> list[str]:
+        """Statements that make this load's temporary tables, empty at each commit."""
+        made = [self._like(self.rows, self.mapping.columns)]
+        if self.mapping.owner:
+            made.append(self._like(self.owners, self.mapping.owner))
+        return made
+
+    def create_kept(self) -> list[str]:
+        return [self._like(self.kept, self.table.column_names)]
+
+    def _like(self, name: str, names: Sequence[str]) -> str:
+        return (
+            f"create temporary table {name} on commit delete rows as "
+            f"select {columns(names)} from {self.into} with no data"
+        )
+
+    # Step 1.
+
+    def transform(self, bindings: dict[str, str], *, where_owner: bool = False) -> str:
+        """Fill `rows` from the SELECT over `bindings`."""
+        own = (
+            f"\nwhere ({columns(self.mapping.owner, 'q')}) in (select {columns(self.mapping.owner)} from {self.owners})"
+            if where_owner
+            else ""
+        )
+        text = bound(self.mapping.text, bindings)
+        return (
+            f"insert into {self.rows} ({columns(self.mapping.columns)})\n"
+            f"select {self.values()} from (\n{text}\n) q{own}"
+        )
+
+    # Step 2.
+
+    def collect_owners(self, source: str, bindings: dict[str, str]) -> str:
+        """Add the owners that the images bound to `source` feed."""
+        feed = self.mapping.feeds[source]
+        names = columns(self.mapping.owner)
+        aliases = ", ".join(f"o{i}" for i in range(len(self.mapping.owner)))
+        types = ", ".join(f"o{i}::{self.table.column(n).type}" for i, n in enumerate(self.mapping.owner))
+        there = " and ".join(f"o{i} is not null" for i in range(len(self.mapping.owner)))
+        return (
+            f"insert into {self.owners} ({names}) select {types} from (\n{bound(feed.query, bindings)}\n"
+            f") x({aliases}) where {there}"
+        )
+
+    def delete_stale(self) -> str:
+        """Delete target rows of the owners that `rows` does not hold."""
+        m = self.mapping
+        return (
+            f"delete from {self.into} t using (select distinct {columns(m.owner)} from {self.owners}) o\n"
+            f"where {matches(m.owner, 't', 'o')}\n"
+            f"and not exists (select from {self.rows} r where {matches(m.key, 'r', 't')})"
+        )
+
+    def delete_all(self) -> str:
+        return f"delete from {self.into}"
+
+    # Steps 3 and 4.
+
+    def update(self, written: Collection[str] | None = None) -> str | None:
+        """Update rows that differ in the columns written (all mapped ones by default); None when none can differ."""
+        m = self.mapping
+        names = [n for n in m.columns if n not in m.key and (written is None or n in written)]
+        if not names:
+            return None
+        settable = [n for n in names if self.table.column(n).identity != "a"]
+        if not settable:
+            return None
+        sets = ", ".join(f"{quote(n)} = s.{quote(n)}" for n in settable)
+        return (
+            f"update {self.into} t set {sets}\nfrom {self.rows} s where {matches(m.key, 't', 's')}\n"
+            f"and row({columns(names, 't')})::record operator(pg_catalog.*<>) row({columns(names, 's')})::record"
+        )
+
+    def insert(self) -> str:
+        m = self.mapping
+        names = columns(m.columns)
+        return (
+            f"insert into {self.into} ({names}) overriding system value\n"
+            f"select {columns(m.columns, 's')} from {self.rows} s\n"
+            f"where not exists (select from {self.into} t where {matches(m.key, 't', 's')})"
+        )
+
+    def absent(self) -> str:
+        """Whether any of `rows` has no target row."""
+        m = self.mapping
+        return (
+            f"select exists (select from {self.rows} s where not exists "
+            f"(select from {self.into} t where {matches(m.key, 't', 's')}))"
+        )
+
+    def clear_rows(self) -> str:
+        return f"delete from {self.rows}"
+
+    def fill_from(self, kept: Sequence[str]) -> str:
+        """Give the one row in `rows` the `kept` values of the one owner's target row (a key change)."""
+        sets = ", ".join(f"{quote(n)} = t.{quote(n)}" for n in kept)
+        return (
+            f"update {self.rows} r set {sets} from {self.into} t, {self.owners} o "
+            f"where {matches(self.mapping.owner, 't', 'o')}"
+        )
+
+    # A unique value that moves between rows of one batch: take the rows out, put them back as they are to be.
+
+    def take_out(self) -> str:
+        m = self.mapping
+        names = columns(self.table.column_names)
+        return (
+            f"with g as (delete from {self.into} t using {self.rows} s where {matches(m.key, 't', 's')} "
+            f"returning {columns(self.table.column_names, 't')})\n"
+            f"insert into {self.kept} ({names}) select {names} from g"
+        )
+
+    def put_back(self, written: Collection[str]) -> str:
+        """Insert `rows` again; every column that they do not carry comes from what was taken out."""
+        m = self.mapping
+        names = [c.name for c in self.table.columns if not c.generated]
+        values = [f"s.{quote(n)}" if n in written or n in m.key else f"k.{quote(n)}" for n in names]
+        return (
+            f"insert into {self.into} ({columns(names)}) overriding system value select {', '.join(values)}\n"
+            f"from {self.rows} s join {self.kept} k on {matches(m.key, 'k', 's')}"
+        )

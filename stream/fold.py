@@ -1,0 +1,125 @@
+"""Folding an epoch's changes to the last image per row.
+
+Invariant: what a fold hands on is the difference between two states the source was in. Order is by position alone; a
+row keeps the key it had before the epoch (its origin), so a key change stays one change, and values that PostgreSQL did not
+send are merged from earlier images of the same row, never from another row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from schemas.change import Change, Image, Op
+from schemas.errors import Halt
+from schemas.position import Position
+
+Key = tuple[object, ...]
+
+
+@dataclass(slots=True)
+class Row:
+    """One source row over the epoch. `origin` is its key before it, None for a row the epoch inserted.
+
+    `before` is the earliest old image sent (identity columns, or all); `after` is None once it is deleted.
+    `missing` names the columns of `after` that hold no value.
+    """
+
+    origin: Key | None
+    before: Image | None
+    after: Image | None
+    missing: frozenset[str]
+    position: Position
+
+
+@dataclass(slots=True)
+class Folded:
+    """One source table's changes: rows by final key, rows that went away, and whether it was truncated first."""
+
+    key: tuple[str, ...]
+    truncated: bool = False
+    rows: dict[Key, Row] = field(default_factory=dict)
+    gone: list[Row] = field(default_factory=list)
+    changes: int = 0
+
+    def add(self, change: Change) -> None:
+        """Fold the next change, which must be newer than all before it."""
+        self.changes += 1
+        match change.op:
+            case Op.INSERT:
+                self._insert(change)
+            case Op.UPDATE:
+                self._update(change)
+            case Op.DELETE:
+                self._delete(change)
+            case Op.TRUNCATE:
+                self.truncated = True
+                self.rows.clear()
+                self.gone.clear()
+            case other:
+                raise Halt(
+                    f"unknown operation {other!r} on {change.table}", hint="run the version that wrote this topic"
+                )
+
+    def _key(self, image: Image, change: Change) -> Key:
+        try:
+            return tuple([image[c] for c in self.key])
+        except KeyError as error:
+            raise Halt(
+                f"a change of {change.table} at {change.position} lacks its key column {error.args[0]}",
+                hint="the table's replica identity changed; restore it, then start again",
+            ) from error
+
+    def _insert(self, change: Change) -> None:
+        after = change.after
+        assert after is not None
+        missing = frozenset(change.missing) if change.missing else _NONE
+        self.rows[self._key(after, change)] = Row(None, None, after, missing, change.position)
+
+    def _update(self, change: Change) -> None:
+        after = change.after
+        assert after is not None
+        new_key = self._key(after, change)
+        old_key = self._key(change.before, change) if change.before is not None else new_key
+        row = self.rows.pop(old_key, None)
+        if row is None:
+            missing = frozenset(change.missing) if change.missing else _NONE
+            row = Row(old_key, change.before, after, missing, change.position)
+        else:
+            if change.missing:
+                earlier = row.after
+                assert earlier is not None
+                for name in change.missing:
+                    if name in earlier and name not in row.missing:
+                        after[name] = earlier[name]
+                row.missing = frozenset(n for n in change.missing if n not in earlier or n in row.missing)
+            else:
+                row.missing = _NONE
+            row.after = after
+            row.position = change.position
+        self.rows[new_key] = row
+
+    def _delete(self, change: Change) -> None:
+        assert change.before is not None
+        key = self._key(change.before, change)
+        row = self.rows.pop(key, None)
+        if row is None:
+            row = Row(key, change.before, None, _NONE, change.position)
+        row.after = None
+        row.position = change.position
+        if row.origin is not None:
+            self.gone.append(row)
+
+
+_NONE: frozenset[str] = frozenset()
+
+
+def fold(changes: Iterable[Change], keys: dict[str, tuple[str, ...]]) -> dict[str, Folded]:
+    """Fold changes in position order, by source table. `keys` names the columns that identify a row of each table."""
+    tables: dict[str, Folded] = {}
+    for change in changes:
+        folded = tables.get(change.table)
+        if folded is None:
+            folded = tables[change.table] = Folded(key=keys[change.table])
+        folded.add(change)
+    return tables
