@@ -1,0 +1,138 @@
+"""What one look at a side finds: its turn, its positions, its queues, its tables.
+
+Invariant: each look is read from the database it speaks of, at that moment; what cannot be read raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+
+from connectors.postgres import catalog, control, fence
+from connectors.postgres.session import Connection, translated
+from schemas.direction import Direction, Side
+from schemas.spec import Spec
+from stream import observe, prepared, state
+from stream.clock import rfc3339
+from stream.observe import SourceView, TargetView
+from stream.pause import Pause, pauses
+from stream.phases import Phase
+from stream.prepared import Prepared
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SideLook:
+    """One side, in one look. Everything is None or empty where the control schema is not there."""
+
+    turn: control.Turn | None = None
+    sources: Mapping[Direction, SourceView]
+    targets: Mapping[Direction, TargetView | None]
+    tables: Mapping[str, frozenset[str]]  # the side's tables and columns as they are now
+    rereads: int = 0
+    quarantined: int = 0
+    installed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewLook:
+    """What only new knows, being the home of what is migration-wide."""
+
+    phase: Phase
+    prepared: Prepared | None
+    pauses: Mapping[str, Pause]
+    loads: Mapping[str, Document]
+    unfenced: tuple[str, ...]
+
+
+def look(conn: Connection, spec: Spec, side: Side) -> SideLook:
+    """One side, as it is now."""
+    migration = spec.migration
+    schema = spec.old.schema_ if side is Side.OLD else spec.new.schema_
+    installed = control.installed(conn)
+    if not installed:
+        return SideLook(sources={}, targets={}, tables={})
+    tables = catalog.tables(conn, schema) if side is Side.OLD else {}
+    writer = next(d for d in Direction if d.target is side)
+    with translated("counting what waits"):
+        waits = conn.execute(
+            "select (select count(*) from slackwater.reread r where r.migration = %s and r.direction = %s), "
+            "(select count(*) from slackwater.quarantine q where q.migration = %s and q.direction = %s "
+            "and q.state <> 'waived')",
+            (migration, writer.value, migration, writer.value),
+        ).fetchone()
+    rereads, quarantined = cast("tuple[int, int]", waits)
+    return SideLook(
+        turn=control.turn(conn, migration, side),
+        sources={d: observe.source(conn, migration, d) for d in Direction if d.source is side},
+        targets={d: observe.target(conn, migration, d) for d in Direction if d.target is side},
+        tables={name: frozenset(table.column_names) for name, table in tables.items()},
+        rereads=rereads,
+        quarantined=quarantined,
+        installed=True,
+    )
+
+
+LOADS = """
+select l.name, l.state, l.rows, l.bytes, l.rows_estimate, l.bytes_estimate, l.started_at, l.done_at,
+       extract(epoch from clock_timestamp() - l.started_at)::float8, count(c.chunk),
+       count(c.chunk) filter (where c.state = 'done')
+  from slackwater.load l
+  left join slackwater.backfill_chunk c
+    on (c.migration, c.direction, c.load) = (l.migration, l.direction, l.name)
+ where l.migration = %s and l.direction = 'forward'
+ group by l.migration, l.direction, l.name order by l.name
+"""
+
+
+def look_at_new(conn: Connection, migration: str) -> NewLook:
+    """What new knows of the migration as a whole."""
+    if not control.installed(conn):
+        return NewLook(phase=Phase.PLANNED, prepared=None, pauses={}, loads={}, unfenced=())
+    document = prepared.load(conn, migration)
+    with translated("reading the loads"):
+        rows = conn.execute(LOADS, (migration,)).fetchall()
+    return NewLook(
+        phase=state.phase(conn, migration),
+        prepared=document,
+        pauses=pauses(conn, migration),
+        loads={str(row[0]): _load(row) for row in rows},
+        unfenced=() if document is None else _unfenced(conn, document),
+    )
+
+
+def _load(row: tuple[Any, ...]) -> Document:
+    _, how, rows, bytes_, rows_estimate, bytes_estimate, started, done, running_s, chunks, chunks_done = row
+    left: float | None = 0.0 if how == "done" else None
+    if how != "done" and started is not None and rows and rows_estimate:
+        left = round(max(0, rows_estimate - rows) * running_s / rows, 1)
+    return {
+        "state": how,
+        "rows": rows,
+        "chunks": chunks,
+        "chunks_done": chunks_done,
+        "bytes": bytes_,
+        "rows_estimate": rows_estimate,
+        "bytes_estimate": bytes_estimate,
+        "seconds_left": left,
+        "started_at": _time(started),
+        "done_at": _time(done),
+    }
+
+
+def _time(at: datetime | None) -> str | None:
+    return None if at is None else rfc3339(at)
+
+
+def _unfenced(conn: Connection, document: Prepared) -> tuple[str, ...]:
+    """Relations of new, as it is now, that do not carry the fence of the first turn."""
+    targets = [document.new[name] for name in document.forward.mappings if name in document.new]
+    carried = {
+        relation
+        for relation, f in fence.fences(conn).items()
+        if f.migration == document.migration and f.side == Side.NEW.value and f.turn >= 1 and f.always
+    }
+    return tuple(f"{schema}.{name}" for schema, name in fence.relations(conn, targets) if (schema, name) not in carried)

@@ -1,0 +1,289 @@
+"""`status --json`: the one document about a migration that people, scripts and alerts read.
+
+Invariant: unknown is null, never 0; `writes` is read from the two turn rows and nothing else; a side that does not
+answer takes away what only it knows, and is named under `errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import cast
+
+from connectors.postgres import control
+from schemas.direction import Direction, Side
+from schemas.errors import SlackwaterError
+from schemas.position import format_lsn
+from schemas.spec import Spec
+from stream.clock import now, rfc3339
+from stream.gates import Facts, Gate, State, all_passed, judge
+from stream.heartbeat import Beat
+from stream.lag import Lag, Stuck, Tracker, state_of
+from stream.looks import Document, NewLook, SideLook, look, look_at_new
+from stream.observe import SourceView, TargetView
+from stream.pause import Pause
+from stream.phases import Phase
+from stream.sides import Sides
+
+
+class Watch:
+    """Looks at a migration again and again; `document` is what `status` prints. Keeps each direction's probes."""
+
+    def __init__(self, spec: Spec, sides: Sides) -> None:
+        self._spec = spec
+        self._sides = sides
+        self.trackers = {d: Tracker() for d in Direction}
+        self._since: dict[str, tuple[State, str]] = {}
+
+    def document(self) -> Document:
+        """One look at everything. Takes up to a few seconds where a side does not answer."""
+        spec, migration = self._spec, self._spec.migration
+        new = self._sides.attempt(Side.NEW, lambda conn: look_at_new(conn, migration))
+        looks = {s: self._sides.attempt(s, partial(look, spec=spec, side=s)) for s in Side}
+        home = None if isinstance(new, SlackwaterError) else new
+        facts, directions = self._directions(looks, home)
+        gates = judge(facts, spec) if home is not None and home.prepared is not None else []
+        turns = {s: None if isinstance(found, SlackwaterError) else found.turn for s, found in looks.items()}
+        phase = None if home is None else home.phase
+        safe = None if home is None else bool(gates) and phase is Phase.ARMED and all_passed(gates)
+        document: Document = {
+            "migration": migration,
+            "phase": None if phase is None else phase.value,
+            "writes": who_writes(turns, looks),
+            "turn": current_turn(turns, looks),
+            "at": rfc3339(now()),
+            "directions": directions,
+            "backfill": _backfill(home, looks[Side.NEW]),
+            "verification": {},
+            "quarantine": {"rows": facts.quarantined},
+            "reread": {"rows": facts.rereads},
+            "foreign_writes": {"rows": None},
+            "gates": [self._gate(gate) for gate in gates],
+            "safe_to_cutover": safe,
+            "safe_to_rollback": None,
+            "cutover": {"at": None, "pause_seconds": None},
+            "errors": {
+                s.value: {"cause": e.cause, "remedy": e.hint}
+                for s, e in looks.items()
+                if isinstance(e, SlackwaterError)
+            },
+        }
+        document["next"] = _next(document, gates, spec)
+        return document
+
+    def remember_gates(self, kept: object) -> None:
+        """Takes over since when gates are as they are: `kept` is `gate_memory`, from the applier's heartbeat."""
+        for name, value in kept.items() if isinstance(kept, dict) else ():
+            self._since.setdefault(name, (State(value[0]), str(value[1])))
+
+    def gate_memory(self) -> dict[str, list[str]]:
+        return {name: [state.value, since] for name, (state, since) in self._since.items()}
+
+    def _gate(self, gate: Gate) -> Document:
+        before = self._since.get(gate.gate)
+        if before is None or before[0] is not gate.state:
+            self._since[gate.gate] = (gate.state, rfc3339(now()))
+        return {**asdict(gate), "state": gate.state.value, "since": self._since[gate.gate][1]}
+
+    def _directions(
+        self, looks: Mapping[Side, SideLook | SlackwaterError], home: NewLook | None
+    ) -> tuple[Facts, dict[str, Document]]:
+        documents: dict[str, Document] = {}
+        facts = Facts(
+            lag=None,
+            stuck=None,
+            source=None,
+            target=None,
+            loads=None if home is None else {name: str(load["state"]) for name, load in home.loads.items()},
+            quarantined=_sum(looks, "quarantined", home),
+            rereads=_sum(looks, "rereads", home),
+            strangers=_strangers(looks[Side.OLD], home),
+            unfenced=None if home is None else home.unfenced,
+            armed=None if home is None else home.phase in (Phase.ARMED, Phase.SWITCHING, Phase.SWITCHED),
+        )
+        for direction in Direction:
+            if direction is Direction.REVERSE and not reverse:
+                continue
+            from_, to = looks[direction.source], looks[direction.target]
+            source = from_ if isinstance(from_, SlackwaterError) else from_.sources.get(direction)
+            target = to if isinstance(to, SlackwaterError) else to.targets.get(direction)
+            lag, stuck, document = self._direction(direction, source, target, home)
+            documents[direction.value] = document
+            if direction is Direction.FORWARD:
+                facts = Facts(
+                    lag=lag,
+                    stuck=stuck,
+                    source=None if isinstance(source, SlackwaterError) else source,
+                    target=None if isinstance(target, SlackwaterError) else target,
+                    loads=facts.loads,
+                    quarantined=facts.quarantined,
+                    rereads=facts.rereads,
+                    strangers=facts.strangers,
+                    unfenced=facts.unfenced,
+                    armed=facts.armed,
+                )
+        return facts, documents
+
+    def _direction(
+        self,
+        direction: Direction,
+        source: SourceView | SlackwaterError | None,
+        target: TargetView | SlackwaterError | None,
+        home: NewLook | None,
+    ) -> tuple[Lag, Stuck | None, Document]:
+        tracker = self.trackers[direction]
+        seen = None if isinstance(source, SlackwaterError) else source
+        held = None if isinstance(target, SlackwaterError) else target
+        if held is not None and held.apply is not None:
+            tracker.remember(held.apply.figures.get("lag"))
+        if direction is Direction.FORWARD and held is not None and held.apply is not None:
+            self.remember_gates(held.apply.figures.get("gates"))
+        tracker.seen(seen, held)
+        # Where the source does not answer, its clock is taken to be ours: the lag goes on growing.
+        at = now().timestamp() if seen is None else seen.at
+        lag = tracker.lag(at)
+        how, stuck = state_of(source, target)
+        stuck = stuck or tracker.stuck(at)
+        pause = None if home is None else home.pauses.get("apply")
+        return lag, stuck, _direction_document(how, lag, stuck, seen, held, pause)
+
+
+def _direction_document(
+    how: str, lag: Lag, stuck: Stuck | None, source: SourceView | None, target: TargetView | None, pause: Pause | None
+) -> Document:
+    capture = source.capture if source else None
+    apply = target.apply if target else None
+    slot = source.slot if source else None
+    errors = [b for b in (capture, apply) if b is not None and b.last_error is not None]
+    errors.sort(key=lambda b: (b.state == "halted", b.seen_at))
+    return {
+        "state": how,
+        "lag_seconds": None if lag.seconds is None else round(lag.seconds, 3),
+        "lag_bytes": lag.bytes,
+        "freshness_seconds": None if lag.freshness_s is None else round(lag.freshness_s, 3),
+        "source_lsn": None if source is None else format_lsn(source.insert_lsn),
+        "applied_lsn": None if lag.applied_lsn is None else format_lsn(lag.applied_lsn),
+        "epoch": None if target is None else target.epoch,
+        "rows_per_second": None if target is None else target.rows_per_second,
+        "capture": role_document(capture),
+        "apply": role_document(apply),
+        "slot": None
+        if slot is None
+        else {
+            "name": slot.name,
+            "active": slot.active,
+            "retained_bytes": slot.retained_bytes,
+            "wal_status": slot.wal_status,
+            "safe_bytes": slot.safe_bytes,
+        },
+        "stuck": None if stuck is None else {"stage": stuck.stage, "cause": stuck.cause},
+        "paused": pause_document(pause),
+        "last_error": dict(errors[-1].last_error or {}) if errors else None,
+    }
+
+
+def role_document(beat: Beat | None) -> Document | None:
+    """A role's heartbeat; `dead` is the state of one that was not heard of for too long."""
+    if beat is None:
+        return None
+    return {
+        "state": beat.seen_state,
+        "reason": beat.reason or beat.figures.get("waits_for"),
+        "pid": beat.pid,
+        "host": beat.host,
+        "seen_at": rfc3339(beat.seen_at),
+        "http": beat.figures.get("http"),
+    }
+
+
+def pause_document(pause: Pause | None) -> Document | None:
+    return None if pause is None else {"reason": pause.reason, "by": pause.by, "at": rfc3339(pause.at)}
+
+
+def _strangers(old: SideLook | SlackwaterError, home: NewLook | None) -> tuple[str, ...] | None:
+    """Old tables and columns that were made since `prepare`: nobody decided what becomes of them."""
+    if isinstance(old, SlackwaterError) or home is None or home.prepared is None:
+        return None
+    known = home.prepared.old
+    found = [f"table {name}" for name in old.tables if name not in known]
+    for name in home.prepared.forward.streamed:
+        if name in known and name in old.tables:
+            found += [f"column {name}.{c}" for c in sorted(old.tables[name] - set(known[name].column_names))]
+    return tuple(sorted(found))
+
+
+def who_writes(turns: Mapping[Side, control.Turn | None], looks: Mapping[Side, object]) -> str | None:
+    """old, new or none, from the two turn rows; None where they do not tell."""
+    if any(_failed(found) for found in looks.values()):
+        opened = [side for side, turn in turns.items() if turn is not None and takes_writes(turn)]
+        # The invariant is that at most one side is open: one that is seen to be open is the one.
+        return opened[0].value if len(opened) == 1 else None
+    if all(turn is None for turn in turns.values()):
+        return Side.OLD.value  # nothing was prepared: nothing of ours is in the way of the application
+    opened = [side for side, turn in turns.items() if turn is not None and takes_writes(turn)]
+    return {0: "none", 1: opened[0].value if opened else None}.get(len(opened))
+
+
+def takes_writes(turn: control.Turn) -> bool:
+    return turn.fence_turn is None or turn.open_turn >= turn.fence_turn
+
+
+def current_turn(turns: Mapping[Side, control.Turn | None], looks: Mapping[Side, object]) -> int | None:
+    """The newest turn that a side was opened for; None where a side does not answer."""
+    if any(_failed(found) for found in looks.values()):
+        return None
+    return max([0, *(turn.open_turn for turn in turns.values() if turn is not None)])
+
+
+def _failed(found: object) -> bool:
+    return isinstance(found, SlackwaterError)
+
+
+def _sum(looks: Mapping[Side, SideLook | SlackwaterError], field: str, home: NewLook | None) -> int | None:
+    """Of the targets that are in use: new, and old once the reverse direction is there."""
+    reverse = home is not None and home.prepared is not None and home.prepared.reverse is not None
+    used = [looks[Side.NEW], *([looks[Side.OLD]] if reverse else [])]
+    if home is None or any(_failed(found) for found in used):
+        return None
+    return sum(cast("int", getattr(found, field)) for found in used)
+
+
+def _backfill(home: NewLook | None, new: SideLook | SlackwaterError) -> Document:
+    if home is None or isinstance(new, SlackwaterError):
+        return {"state": None, "paused": None, "tables": {}, "role": None}
+    target = new.targets.get(Direction.FORWARD)
+    beat = target.backfill if target is not None else None
+    states = {str(load["state"]) for load in home.loads.values()}
+    pause = home.pauses.get("backfill")
+    if not states:
+        how = "pending" if home.prepared is None else "done"
+    elif states == {"done"}:
+        how = "done"
+    elif pause is not None:
+        how = "paused"
+    elif beat is None or not beat.alive:
+        how = "pending" if states <= {"pending", "asleep"} else "stopped"
+    else:
+        how = beat.state
+    left = [load["seconds_left"] for load in home.loads.values()]
+    return {
+        "state": how,
+        "reason": None if beat is None or how in ("done", "running") else beat.reason,
+        "paused": pause_document(pause),
+        "seconds_left": None if None in left else max(left, default=0.0),
+        "role": role_document(beat),
+        "last_error": None if beat is None or beat.last_error is None else dict(beat.last_error),
+        "tables": dict(home.loads),
+    }
+
+
+def _next(document: Document, gates: list[Gate], spec: Spec) -> str | None:
+    """The one command that helps most now; None when there is nothing to do but let it run."""
+    c = f"slackwater -c {spec.path.name if spec.path else 'migration.yaml'}"
+    if document["phase"] is None or document["errors"]:
+        return None
+    if document["phase"] == Phase.PLANNED.value:
+        return f"{c} prepare"
+    failing = [g for g in gates if g.state is not State.PASSED and g.remedy and g.remedy.startswith(c)]
+    return failing[0].remedy if failing else None
