@@ -41,7 +41,7 @@ select c.oid::bigint, c.relname, c.relkind = 'p', c.relreplident,
 """
 
 _COLUMNS = """
-select a.attrelid::bigint, a.attname, a.atttypid::bigint, pg_catalog.format_type(a.atttypid, null),
+select a.attrelid::bigint, a.attname, a.atttypid::bigint, pg_catalog.format_type(a.atttypid, -1),
        pg_catalog.format_type(a.atttypid, a.atttypmod), t.typtype, a.attnotnull, a.atthasdef and a.attgenerated = '',
        a.attidentity, a.attgenerated
   from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
