@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import psycopg
 import pytest
 
+from connectors import local
 from tests.fixtures.databases import Databases, fresh_database, with_database
+from tests.fixtures.servers import private_postgres, sweep
 
 
 def test_databases_are_two_empty_ones(databases: Databases, migration_name: str) -> None:
@@ -26,6 +32,23 @@ def test_a_database_goes_with_its_slots_sessions_and_prepared_transactions(postg
     with psycopg.connect(postgres_dsn) as connection:
         slots = connection.execute("select 1 from pg_replication_slots where slot_name = 'left_behind'").fetchall()
         assert slots == []
+
+
+def test_servers_of_a_run_that_was_killed_are_ended_by_the_next() -> None:
+    script = (
+        "from tests.fixtures.servers import private_postgres; import os, signal\n"
+        "with private_postgres() as server: print(server.folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    server = local.Postgres(Path(killed.stdout.strip()))
+    with private_postgres() as mine:
+        assert server.running
+        identity = server.identity
+        sweep()
+        assert identity is not None
+        assert not identity.alive
+        assert not server.folder.parent.exists()
+        assert mine.running
 
 
 @pytest.mark.parametrize(
