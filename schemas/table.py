@@ -21,7 +21,7 @@ class Column:
 
     name: str
     type_oid: int
-    type: str  # format_type(oid, -1): "integer", "character varying", "bpchar", "app.mood"; as a cast it never truncates
+    type: str  # format_type(oid, -1): "integer", "bpchar", "app.mood"; a cast to it never truncates
     type_full: str  # format_type() with its length or precision: "character varying(40)"
     type_kind: str = "b"  # pg_type.typtype: b base, e enum, d domain, c composite, r range, m multirange
     not_null: bool = False

@@ -1,0 +1,165 @@
+"""Least privilege, as SQL: what each role of a migration may do on each side, and nothing more.
+
+Four roles: capture (streams from its source), apply and backfill (write their target), operator (prepares, cuts over,
+cancels: owns the tables, directly or as a member of their owners). The data plane's roles own nothing, are not
+superusers, and cannot open or close a side. The control tables exist only after `prepare`, so what concerns them is
+guarded, and the same SQL is run once before it and once after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from schemas.control import MIRROR_SCHEMA, SCHEMA, mirror_name
+from schemas.direction import Direction, Side
+from schemas.names import qualified, quote
+from schemas.plan import Plan
+
+CAPTURE, APPLY, BACKFILL, OPERATOR = (f"slackwater_{role}" for role in ("capture", "apply", "backfill", "operator"))
+
+ROLES = f"""\
+-- The roles of slackwater, one login each. Give each a password (\\password) or a certificate.
+-- Once per server, by an administrator. REPLICATION is not inherited, so these are logins, not groups.
+-- RDS, Aurora:  create role ... login; grant rds_replication to {CAPTURE}, {OPERATOR};
+-- Cloud SQL:    alter user ... with replication, as a member of cloudsqlsuperuser
+-- Azure:        alter role ... with replication, as the server's administrator
+do $$
+begin
+  if to_regrole('{CAPTURE}') is null then create role {CAPTURE} login replication; end if;
+  if to_regrole('{APPLY}') is null then create role {APPLY} login; end if;
+  if to_regrole('{BACKFILL}') is null then create role {BACKFILL} login; end if;
+  if to_regrole('{OPERATOR}') is null then create role {OPERATOR} login replication; end if;
+end $$;
+-- To name who is in the way (pg_stat_activity), and, for the operator, to end it when asked to (--terminate-blockers).
+grant pg_read_all_stats to {CAPTURE}, {APPLY}, {BACKFILL}, {OPERATOR};
+grant pg_signal_backend to {OPERATOR};
+"""
+
+# Control table -> role -> privileges. `select ... for share` asks for UPDATE on a column: the turn row's least.
+_CONTROL: Mapping[str, Mapping[str, str]] = {
+    "migration": {CAPTURE: "select", APPLY: "select, update (phase, changed_at)", BACKFILL: "select"},
+    "turn": {
+        CAPTURE: "select",
+        APPLY: "select, update (changed_at)",
+        BACKFILL: "select, update (changed_at)",
+    },
+    "pass": {APPLY: "select, insert, update, delete", BACKFILL: "select, insert, update, delete"},
+    "route": {CAPTURE: "select", APPLY: "select", BACKFILL: "select"},
+    "checkpoint": {CAPTURE: "select", APPLY: "select, update", BACKFILL: "select"},
+    "epoch": {CAPTURE: "select", APPLY: "select, insert, delete", BACKFILL: "select"},
+    "token": {APPLY: "select, insert, delete"},
+    "load": {CAPTURE: "select", APPLY: "select, update", BACKFILL: "select, update"},
+    "backfill_chunk": {APPLY: "select", BACKFILL: "select, insert, update, delete"},
+    "quarantine": {APPLY: "select, insert, update, delete", BACKFILL: "select, insert, update, delete"},
+    "reread": {APPLY: "select, insert, update, delete", BACKFILL: "select, insert, update, delete"},
+    "role": {
+        CAPTURE: "select, insert, update",
+        APPLY: "select, insert, update",
+        BACKFILL: "select, insert, update",
+    },
+    "pause": {CAPTURE: "select", APPLY: "select", BACKFILL: "select"},
+    "journal": {CAPTURE: "select", APPLY: "select, insert", BACKFILL: "select, insert"},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One database, and what is known of it. `owners`: the roles that own the migration's tables there."""
+
+    database: str
+    version: int  # major
+    owners: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """The SQL for one database; `title` says which."""
+
+    side: Side
+    title: str
+    sql: str
+
+
+def sections(plan: Plan, old: Place, new: Place) -> list[Section]:
+    """The forward direction's grants: first old, then new. Run each as an administrator of that database."""
+    return [
+        Section(side=Side.OLD, title=f"old: database {old.database}", sql=_old(plan, old)),
+        Section(side=Side.NEW, title=f"new: database {new.database}", sql=_new(plan, new)),
+    ]
+
+
+def control_tables() -> frozenset[str]:
+    """The control tables that the grants speak of; a test holds them against the control schema."""
+    return frozenset(_CONTROL)
+
+
+def _old(plan: Plan, place: Place) -> str:
+    tables = [qualified(plan.source_schema, name) for name in plan.sources]
+    lines = [
+        *_everyone(place, plan.source_schema),
+        "-- capture reads what it streams; backfill reads every row once",
+        f"grant select on {', '.join(tables)} to {CAPTURE}, {BACKFILL};",
+        *_operator(place),
+        *_control({CAPTURE, APPLY, BACKFILL}),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _new(plan: Plan, place: Place) -> str:
+    tables = [qualified(plan.target_schema, name) for name in plan.targets]
+    mirrors = [
+        qualified(MIRROR_SCHEMA, mirror_name(plan.migration, Direction.FORWARD, source)) for source in plan.mirrors
+    ]
+    lines = [
+        *_everyone(place, plan.target_schema),
+        "-- apply and backfill write the new tables, through staging of their own",
+        f"grant temporary on database {quote(place.database)} to {APPLY}, {BACKFILL};",
+        f"grant select, insert, update, delete on {', '.join(tables)} to {APPLY}, {BACKFILL};",
+        "-- triggers have fired on old already, and foreign keys are checked there: rows arrive as they are",
+    ]
+    if place.version >= 15:
+        lines.append(f"grant set on parameter session_replication_role to {APPLY}, {BACKFILL};")
+    else:
+        lines.append(
+            "-- (PostgreSQL 14 lets superusers alone set session_replication_role; without it, foreign keys hold)"
+        )
+    if place.version >= 17:
+        lines.append(f"grant maintain on {', '.join(tables)} to {BACKFILL}; -- ANALYZE after the backfill")
+    else:
+        lines.append("-- (before PostgreSQL 17 only a table's owner may ANALYZE it: autovacuum does it a little later)")
+    lines += [*_operator(place), *_control({CAPTURE, APPLY, BACKFILL}, mirrors)]
+    return "\n".join(lines) + "\n"
+
+
+def _everyone(place: Place, schema: str) -> list[str]:
+    roles = f"{CAPTURE}, {APPLY}, {BACKFILL}, {OPERATOR}"
+    return [
+        f"grant connect on database {quote(place.database)} to {roles};",
+        f"grant usage on schema {quote(schema)} to {roles};",
+    ]
+
+
+def _operator(place: Place) -> list[str]:
+    return [
+        "-- the operator makes the control schema and the publication, and fences tables as (a member of) their owner",
+        f"grant create on database {quote(place.database)} to {OPERATOR};",
+        *(f"grant {quote(owner)} to {OPERATOR};" for owner in place.owners if owner != OPERATOR),
+    ]
+
+
+def _control(roles: Iterable[str], mirrors: Iterable[str] = ()) -> list[str]:
+    wanted = sorted(roles)
+    body = [f"    grant usage on schema {SCHEMA}, {MIRROR_SCHEMA} to {', '.join(wanted)};"]
+    for table, by_role in _CONTROL.items():
+        body += [f"    grant {by_role[role]} on {SCHEMA}.{table} to {role};" for role in wanted if role in by_role]
+    body += [f"    grant select, insert, update, delete on {m} to {APPLY}, {BACKFILL};" for m in mirrors]
+    return [
+        "-- the control tables, which `prepare` makes: run this file again after it",
+        "do $$",
+        "begin",
+        f"  if to_regclass('{SCHEMA}.migration') is not null then",
+        *body,
+        "  end if;",
+        "end $$;",
+    ]
