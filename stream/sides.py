@@ -39,12 +39,21 @@ class Line:
         self._questions: queue.SimpleQueue[_Question[Any] | None] = queue.SimpleQueue()
         self._pending: _Question[Any] | None = None
         self._thread: threading.Thread | None = None
+        self._turn = threading.Lock()
 
     def ask(self, question: Callable[[Connection], T], *, patience_s: float = PATIENCE_S) -> T:
         """Runs `question` on the session (made anew where it broke) and returns its answer.
 
         Errors: what `question` raises; Unavailable when there is no answer within `patience_s`.
         """
+        if not self._turn.acquire(timeout=patience_s):
+            raise self._silent(patience_s)
+        try:
+            return self._ask(question, patience_s)
+        finally:
+            self._turn.release()
+
+    def _ask(self, question: Callable[[Connection], T], patience_s: float) -> T:
         if self._pending is not None and not self._pending.answered.is_set():
             raise self._silent(time.monotonic() - self._pending.asked_at)
         if self._thread is None:

@@ -6,6 +6,7 @@ answer takes away what only it knows, and is named under `errors`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -35,9 +36,14 @@ class Watch:
         self._sides = sides
         self.trackers = {d: Tracker() for d in Direction}
         self._since: dict[str, tuple[State, str]] = {}
+        self._lock = threading.Lock()
 
     def document(self) -> Document:
         """One look at everything. Takes up to a few seconds where a side does not answer."""
+        with self._lock:
+            return self._document()
+
+    def _document(self) -> Document:
         spec, migration = self._spec, self._spec.migration
         new = self._sides.attempt(Side.NEW, lambda conn: look_at_new(conn, migration))
         looks = {s: self._sides.attempt(s, partial(look, spec=spec, side=s)) for s in Side}
@@ -102,6 +108,7 @@ class Watch:
             unfenced=None if home is None else home.unfenced,
             armed=None if home is None else home.phase in (Phase.ARMED, Phase.SWITCHING, Phase.SWITCHED),
         )
+        reverse = home is not None and home.prepared is not None and home.prepared.reverse is not None
         for direction in Direction:
             if direction is Direction.REVERSE and not reverse:
                 continue

@@ -1,0 +1,116 @@
+"""The applier's second pair of eyes: it probes the lag once a second, and keeps the migration-wide metrics.
+
+Invariant: the lag that is scraped is computed at that moment, so it goes on growing when a look, or everything, hangs.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from functools import partial
+
+from schemas.direction import Direction
+from schemas.errors import SlackwaterError
+from stream import observe
+from stream.heartbeat import Heartbeat
+from stream.looks import Document
+from stream.metrics import Metrics
+from stream.sides import Sides
+from stream.status import Watch
+
+log = logging.getLogger("slackwater.monitor")
+
+PROBE_S = 1.0
+WIDE_S = 5.0
+
+
+class Monitor:
+    """Watches one direction from its applier's process; the forward one watches the migration as well."""
+
+    def __init__(
+        self,
+        *,
+        migration: str,
+        direction: Direction,
+        sides: Sides,
+        watch: Watch,
+        heartbeat: Heartbeat,
+        metrics: Metrics,
+    ) -> None:
+        self._migration = migration
+        self._direction = direction
+        self._sides = sides
+        self._watch = watch
+        self._heartbeat = heartbeat
+        self._metrics = metrics
+        self._offset_s = (
+            time.time() - time.monotonic()
+        )  # from our monotonic clock to the source's; ours until it answers
+        self._stuck: str | None = None
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._probe, name="lag", daemon=True)]
+        if direction is Direction.FORWARD:
+            self._threads.append(threading.Thread(target=self._look_wide, name="status", daemon=True))
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+
+    def refresh(self) -> None:
+        """Sets the lag's metrics to what they are now; called by whoever renders them."""
+        lag = self._watch.trackers[self._direction].lag(self._now())
+        self._metrics.lag(lag.seconds, lag.bytes, lag.freshness_s)
+
+    def _now(self) -> float:
+        return time.monotonic() + self._offset_s
+
+    def _probe(self) -> None:
+        tracker = self._watch.trackers[self._direction]
+        while not self._ended.wait(PROBE_S):
+            from_, to = self._direction.source, self._direction.target
+            source = self._sides.attempt(
+                from_, partial(observe.source, migration=self._migration, direction=self._direction)
+            )
+            target = self._sides.attempt(
+                to, partial(observe.target, migration=self._migration, direction=self._direction)
+            )
+            view = None if isinstance(source, SlackwaterError) else source
+            tracker.seen(view, None if isinstance(target, SlackwaterError) else target)
+            if view is not None:
+                self._offset_s = view.at - time.monotonic()
+            self._metrics.slot_retained(view.slot.retained_bytes if view and view.slot else None)
+            self._heartbeat.measured["lag"] = tracker.memory()
+            stuck = tracker.stuck(self._now())
+            self._tell(stuck.cause if stuck else None)
+
+    def _tell(self, stuck: str | None) -> None:
+        """One line when something gets stuck, and one when it moves again."""
+        if (stuck is None) != (self._stuck is None):
+            if stuck is not None:
+                log.warning("stuck: %s", stuck)
+            else:
+                log.info("it moves again")
+        self._stuck = stuck
+
+    def _look_wide(self) -> None:
+        while True:
+            try:
+                self._show(self._watch.document())
+                self._heartbeat.measured["gates"] = self._watch.gate_memory()
+            except SlackwaterError as error:
+                log.warning("cannot see the migration as a whole: %s", error.cause)
+                self._show(None)
+            if self._ended.wait(WIDE_S):
+                return
+
+    def _show(self, document: Document | None) -> None:
+        if document is None:
+            document = {"gates": [], "phase": None, "writes": None, "safe_to_cutover": None}
+        self._metrics.safe_to_cutover(document["safe_to_cutover"])
+        self._metrics.phase(document["phase"])
+        self._metrics.writes(document["writes"])
+        self._metrics.gates((gate["gate"], gate["state"]) for gate in document["gates"])

@@ -1,0 +1,1 @@
+"""What a process says over HTTP: metrics for Prometheus, health for an orchestrator, the route for applications."""
