@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from connectors.failpoint import failpoint
+from connectors.postgres.control import Checkpoint
 from connectors.postgres.session import Connection, connect, translated
-from connectors.postgres.target import Checkpoint, Target
+from connectors.postgres.target import Target
 from schemas.change import Change
 from schemas.decoder import Decoder
 from schemas.epoch import Epoch
@@ -176,7 +177,7 @@ class Apply:
                 rows += len(following.changes)
             if first.epoch.previous != checkpoint.epoch:
                 raise StreamGap(
-                    f"epoch {first.epoch.epoch} follows {first.epoch.previous}; the checkpoint is at {checkpoint.epoch}",
+                    f"epoch {first.epoch.epoch} follows {first.epoch.previous}, the checkpoint is {checkpoint.epoch}",
                     hint="the epochs topic lacks records; do not start again without finding out why",
                 )
             self._say(checkpoint, first.epoch)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from connectors.failpoint import failpoint
+from connectors.postgres.control import Checkpoint
 from connectors.postgres.session import translated
-from connectors.postgres.target import Checkpoint, canonical, key_text
+from connectors.postgres.target import canonical, key_text
 from schemas.change import Change
 from schemas.epoch import Epoch
 from schemas.errors import Halt, RowRejected

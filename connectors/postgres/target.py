@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from connectors.postgres import control
+from connectors.postgres.control import Checkpoint
 from connectors.postgres.session import Connection, translated
 from schemas.direction import Direction
 from schemas.epoch import Epoch
@@ -17,19 +19,6 @@ from schemas.errors import Halt, Superseded
 from schemas.position import Lsn, Position, format_lsn, parse_lsn
 
 Key = Mapping[str, str | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """Up to where a direction is applied. `offsets` is the next offset to read, by topic and partition."""
-
-    epoch: int
-    end_lsn: Lsn
-    last: Position
-    offsets: dict[str, dict[int, int]]
-    system_id: str
-    timeline: int
-    slot: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,31 +37,17 @@ class Target:
 
     def __init__(self, conn: Connection, migration: str, direction: Direction) -> None:
         self.conn = conn
-        self._id = (migration, str(direction))
+        self._id = (migration, direction)
 
     def checkpoint(self) -> Checkpoint:
         """Halt when there is none: `prepare` writes the first, so a missing one was deleted."""
-        with translated("reading the checkpoint"):
-            row = self.conn.execute(
-                "select epoch, end_lsn::text, last_commit_lsn::text, last_seq, offsets, system_id, timeline, slot "
-                "from slackwater.checkpoint where migration = %s and direction = %s",
-                self._id,
-            ).fetchone()
-        if row is None:
+        found = control.checkpoint(self.conn, *self._id)
+        if found is None:
             raise Halt(
                 f"the target holds no checkpoint for {self._id[0]}.{self._id[1]}",
                 hint="`slackwater prepare` writes it; if it was there before, find out first why it went",
             )
-        offsets = {topic: {int(p): int(o) for p, o in parts.items()} for topic, parts in row[4].items()}
-        return Checkpoint(
-            epoch=row[0],
-            end_lsn=parse_lsn(row[1]),
-            last=Position(parse_lsn(row[2]), row[3]),
-            offsets=offsets,
-            system_id=row[5],
-            timeline=row[6],
-            slot=row[7],
-        )
+        return found
 
     def advance(self, previous: int, epochs: Iterable[Epoch], offsets: Mapping[str, Mapping[int, int]]) -> None:
         """Move the checkpoint from `previous` past `epochs`, and record them and their tokens.

@@ -6,12 +6,12 @@ its target's turn row; a row's unsent values never come from another row; a repl
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from connectors.postgres import fence
 from connectors.postgres.session import Connection, translated
 from connectors.postgres.target import LoadState, Target, canonical, key_text
 from schemas.control import ECHO_PREFIX
@@ -22,7 +22,7 @@ from stream.engine import loads as build
 from stream.engine.keyless import Keyless
 from stream.engine.partial import Partial
 from stream.engine.staging import Part, Stage, Staged
-from stream.engine.statements import Load
+from stream.engine.statements import DONE, Load
 from stream.fold import Folded
 
 Lock = Literal["exclusive", "shared"]
@@ -79,7 +79,8 @@ class Engine:
         """
         migration, direction = self.plan.migration, str(self.plan.direction)
         if holder not in self._holders:
-            self._give_pass(holder)
+            fence.give_pass(self.conn, migration, self.plan.direction.target, holder, _PASS)
+            self._holders.add(holder)
         take = "pg_advisory_xact_lock" if lock == "exclusive" else "pg_advisory_xact_lock_shared"
         with translated("opening a transaction on the target"):
             with self.conn.pipeline():
@@ -110,16 +111,6 @@ class Engine:
                 else f"{self._side} holds no turn row for {migration}",
                 hint="`slackwater status` shows which side takes writes",
             )
-
-    def _give_pass(self, holder: str) -> None:
-        with translated("taking the pass through the fence"):
-            self.conn.execute(
-                "insert into slackwater.pass (migration, side, holder, hash) values (%s, %s, %s, %s) "
-                "on conflict (migration, side, holder) "
-                "do update set hash = excluded.hash, given_at = clock_timestamp()",
-                (self.plan.migration, self._side, holder, hashlib.sha256(_PASS.encode()).digest()),
-            )
-        self._holders.add(holder)
 
     def commit(self) -> None:
         with translated("committing on the target"):
@@ -237,11 +228,13 @@ class Engine:
                 self._delete(load, staged[load.mapping.sources[0]], skip.get(load.name, ()))
         for load in loads:
             with self.writing(load):
-                if staged[load.mapping.sources[0]].has_new:
-                    self._write(load, swap=load.name in swap)
+                rows = staged[load.mapping.sources[0]]
+                if rows.has_new:
+                    moved = bool(load.unmapped) and any(p.moved for p in rows.parts)
+                    self._write(load, swap=load.name in swap, moved=moved)
         for load in loads:
             rows = staged[load.mapping.sources[0]]
-            if any(p.missing for p in rows.parts):
+            if any(p.missing and not p.moved for p in rows.parts):
                 with self.writing(load):
                     self._partial.write(load, rows, skip.get(load.name, ()))
 
@@ -250,7 +243,7 @@ class Engine:
         stage = self.stages[source]
         if any(p.moved for p in staged.parts):
             self._partial.move(load, staged, skip, applied_lsn)
-        if any(not p.missing for p in staged.parts):
+        if any(p.number == 0 for p in staged.parts):
             self.run(load.transform({source: stage.reading(part=0, skip=skip)}), prepare=not skip)
 
     def _delete(self, load: Load, staged: Staged, skip: Sequence[int]) -> None:
@@ -267,13 +260,17 @@ class Engine:
         if staged.has_old or (load.leaves_gaps and staged.has_new):
             self.written += self.run(load.delete_stale(), prepare=True)
 
-    def _write(self, load: Load, *, swap: bool) -> None:
-        if swap:
+    def _write(self, load: Load, *, swap: bool = False, moved: bool = False) -> None:
+        if swap or moved:
             self.keep(load)
+        if swap:
             self.run(load.take_out())
-            self.written += self.run(load.put_back(load.mapping.columns))
         elif (update := load.update()) is not None:
             self.written += self.run(update, prepare=True)
+        if moved and not swap and (carry := load.carry()) is not None:
+            self.run(carry)
+        if swap or moved:
+            self.written += self.run(load.put_back())
         self.written += self.run(load.insert(), prepare=True)
 
     # Mappings that read mirrors.
@@ -320,7 +317,7 @@ class Engine:
         with self.writing(load):
             self.run(load.transform(self._mirrors(load, True), where_owner=True), prepare=True)
             self.written += self.run(load.delete_stale(), prepare=True)
-            self._write(load, swap=False)
+            self._write(load)
 
     def wake(self, name: str) -> int:
         """Compute a sleeping mapping from its mirrors alone and mark it done; returns the rows it has.
@@ -334,7 +331,7 @@ class Engine:
             rows = self.run(load.transform(self._mirrors(load, False)))
             self.run(f"insert into {load.owners} select {load_columns(load)} from {load.into}")
             self.run(load.delete_stale())
-            self._write(load, swap=False)
+            self._write(load)
             self.target.woken(name, rows)
         return rows
 
@@ -405,6 +402,11 @@ class Engine:
         keys = [dict(zip(stage.key, map(key_text, staged.keys[n]), strict=True)) for n in rows]
         if keys:
             self.target.ask_reread(load.name, source, keys, reason)
+
+    def filtered_out(self, load: Load) -> bool:
+        """Whether the row whose key changed has no place in the target, so that it needs no values."""
+        row = self.conn.execute(f"select not exists (select from {load.rows} where {DONE} is null)").fetchone()
+        return row is not None and bool(row[0])
 
     def in_reread(self, load: Load, staged: Staged, row: int) -> bool:
         origin = staged.origins[row]

@@ -103,7 +103,8 @@ class Keyless:
         return (
             f"with gone as materialized (select {image} as image, count(*) as n from {load.rows} group by 1),\n"
             f"found as (select tableoid as t, ctid as c, {image} as image, "
-            f"row_number() over (partition by {image}) as i from {load.into} where {image} in (select image from gone))\n"
+            f"row_number() over (partition by {image}) as i from {load.into}\n"
+            f"where {image} in (select image from gone))\n"
             f"delete from {load.into} x using found f, gone g "
             f"where x.tableoid = f.t and x.ctid = f.c and f.image = g.image and f.i <= g.n"
         )

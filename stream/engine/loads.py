@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
+from connectors.postgres.mirror import mirror_key, spelled
 from connectors.postgres.session import Connection, translated
 from schemas.control import MIRROR_SCHEMA, mirror_name
 from schemas.mapping import Feed, Mapping, Output
 from schemas.names import qualified, quote
 from schemas.plan import Plan
-from schemas.table import Identity, Table
+from schemas.table import Table
 from stream.engine.staging import Stage
 from stream.engine.statements import Load, columns
-
-
-def fold_key(table: Table) -> tuple[str, ...]:
-    """The columns by which the stream knows a row: what an UPDATE or DELETE is sure to send."""
-    if table.identity is Identity.INDEX or not table.key:
-        return table.identity_columns
-    return table.key
 
 
 def mirror_mapping(source: Table) -> Mapping:
     """A mirror, written as what it is: a mapping that copies every streamed column."""
     names = tuple(c.name for c in source.columns if not c.generated)
-    key = fold_key(source)
+    key = mirror_key(source)
     return Mapping(
         target=source.name,
         text=f"select {columns(names)} from {quote(source.name)}",
@@ -58,7 +51,7 @@ def loads(conn: Connection, plan: Plan) -> dict[str, Load]:
     for source in plan.mirrors:
         mapping = mirror_mapping(plan.sources[source])
         table = plan.sources[source]
-        types = {c.name: target_type(conn, c.type) for c in table.columns}
+        types = {c.name: spelled(conn, c.type) for c in table.columns}
         typed = dataclasses.replace(
             table,
             schema=MIRROR_SCHEMA,
@@ -86,7 +79,7 @@ def stages(conn: Connection, plan: Plan) -> dict[str, Stage]:
     """One stage per source table, with the columns that any load reads."""
     made = {}
     for number, (name, table) in enumerate(plan.sources.items()):
-        key = fold_key(table)
+        key = mirror_key(table)
         read = set(key)
         watched = set(key)
         for mapping in plan.reading(name):
@@ -101,25 +94,12 @@ def stages(conn: Connection, plan: Plan) -> dict[str, Stage]:
             source=table,
             key=key,
             names=tuple(c.name for c in kept),
-            types=tuple(target_type(conn, c.type) for c in kept),
+            types=tuple(spelled(conn, c.type) for c in kept),
             watched=frozenset(watched),
             mirrored=name in plan.mirrors,
+            moves_alone=any(set(plan.targets[m.target].column_names) - set(m.columns) for m in plan.reading(name)),
         )
     return made
-
-
-_USER_TYPE = re.compile(r'^(?:"(?:[^"]|"")+"|\w+)\.(.+)$')
-
-
-def target_type(conn: Connection, name: str) -> str:
-    """How the target spells a source type: its stand-in in `slackwater_mirror` if there is one, else itself."""
-    user = _USER_TYPE.match(name)
-    if user is None:
-        return name
-    stand_in = f"{MIRROR_SCHEMA}.{user.group(1)}"
-    with translated(f"looking up the type {name}"):
-        row = conn.execute("select to_regtype(%s) is not null", (stand_in,)).fetchone()
-    return stand_in if row is not None and row[0] else name
 
 
 def parents_first(conn: Connection, loads: dict[str, Load]) -> tuple[str, ...]:

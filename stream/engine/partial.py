@@ -41,45 +41,38 @@ class Partial:
         return tuple(write), tuple(keep)
 
     def move(self, load: Load, staged: Staged, skip: Sequence[int], applied_lsn: Lsn) -> None:
-        """Rows whose key changed while they lack values: into `rows`, whole, with values from under their old key.
+        """Rows whose key changed: into `rows`, whole, with what was not sent taken from under their old key.
 
-        Before any write of the batch, so that the old place is still as it was.
+        Before any write of the batch, so that the old place is still as it was. What the mapping does not write goes
+        along too.
         """
         e = self._engine
         source = load.mapping.sources[0]
         stage = e.stages[source]
         state = e.states[load.name]
-        safe = state.state == "done" and applied_lsn >= state.newest_lsn and not load.fans_out
-        ready = 0
+        settled = state.state == "done" and applied_lsn >= state.newest_lsn and not load.fans_out
         for part in staged.parts:
-            if not part.moved or part.rows[0] in skip:
+            row = part.rows[0]
+            if not part.moved or row in skip:
                 continue
             split = self.split(load, self._lacked(load, part))
-            binding = {source: stage.reading(part=part.number)}
-            if split is not None and not split[1]:  # this load reads none of the missing columns
-                e.run(load.transform(binding))
-            elif split is None or not safe or e.in_reread(load, staged, part.rows[0]):
+            safe = settled and not e.in_reread(load, staged, row)
+            if split is None or (split[1] and not safe):
                 e.reread(load, staged, part.rows, "a key changed while values were not sent")
                 continue
-            else:
-                e.run(load.transform(binding))
+            e.run(load.transform({source: stage.reading(part=part.number)}))
+            if safe and (split[1] or load.unmapped):
                 e.run(load.collect_owners(source, {source: stage.reading_old(rows=part.rows)}))
-                found = e.run(load.fill_from(split[1]))
-                there = e.conn.execute(f"select exists (select from {load.rows})").fetchone()
+                found = not split[1] or e.run(load.fill_moved(split[1])) or e.filtered_out(load)
+                if found and load.unmapped:
+                    e.keep(load)
+                    e.run(load.keep_moved())
                 e.run(f"delete from {load.owners}")
-                if there is not None and there[0] and not found:
-                    e.run(load.clear_rows())
+                if not found:
+                    e.run(load.drop_moved())
                     e.reread(load, staged, part.rows, "a key changed, and the row under its old key is not here")
                     continue
-            e.keep(load)
-            names = ", ".join(quote(n) for n in load.mapping.columns)
-            e.run(f"insert into {load.kept} ({names}) select {names} from {load.rows}")
-            e.run(load.clear_rows())
-            ready += 1
-        if ready:
-            names = ", ".join(quote(n) for n in load.mapping.columns)
-            e.run(f"insert into {load.rows} ({names}) select {names} from {load.kept}")
-            e.run(f"delete from {load.kept}")
+            e.run(load.done_moved())
 
     def write(self, load: Load, staged: Staged, skip: Sequence[int]) -> None:
         """Rows that lack values under an unchanged key: update what was sent, leave the rest alone."""

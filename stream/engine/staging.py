@@ -23,7 +23,7 @@ from stream.fold import Folded, Key
 class Part:
     """Rows of a batch that lack the same columns.
 
-    `moved`: one row whose key changed, which is a part of its own: its values have to be found under its old key.
+    `moved`: one row whose key changed, alone: what was not sent, or is not mapped, stands under its old key.
     `entering`: rows that are new and yet lack columns (they were written before a column was added).
     """
 
@@ -57,6 +57,7 @@ class Stage:
     types: tuple[str, ...]
     watched: frozenset[str]  # columns whose change moves a row to other owners
     mirrored: bool
+    moves_alone: bool  # a row whose key changed is a part of its own even when it lacks nothing
 
     @property
     def new(self) -> str:
@@ -103,11 +104,12 @@ class Stage:
             lacking = row.missing & wanted if row.missing else _WHOLE
             entering = bool(lacking) and row.origin is None
             moved = row.origin is not None and row.origin != key
-            part = None if lacking and moved else parts.get((lacking, entering))
+            alone = moved and (bool(lacking) or self.moves_alone)
+            part = None if alone else parts.get((lacking, entering))
             if part is None:
                 part = len(about)
-                about.append((lacking, moved and bool(lacking), entering, []))
-                if not moved:
+                about.append((lacking, alone, entering, []))
+                if not alone:
                     parts[lacking, entering] = part
             about[part][3].append(n)
             new.append([after.get(c) for c in names] + [n, part])

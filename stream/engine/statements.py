@@ -18,6 +18,7 @@ from schemas.table import Table
 
 N = "slackwater_n"  # the staged row's number in its epoch
 PART = "slackwater_part"  # 0: nothing missing; else which columns are
+DONE = "slackwater_done"  # in `rows`: a row whose key changed and that has its values; NULL for all others
 
 
 def columns(names: Sequence[str], alias: str = "") -> str:
@@ -81,7 +82,7 @@ class Load:
 
     def create(self) -> list[str]:
         """Statements that make this load's temporary tables, empty at each commit."""
-        made = [self._like(self.rows, self.mapping.columns)]
+        made = [self._like(self.rows, self.mapping.columns, f"null::integer as {DONE}")]
         if self.mapping.owner:
             made.append(self._like(self.owners, self.mapping.owner))
         return made
@@ -89,10 +90,10 @@ class Load:
     def create_kept(self) -> list[str]:
         return [self._like(self.kept, self.table.column_names)]
 
-    def _like(self, name: str, names: Sequence[str]) -> str:
+    def _like(self, name: str, names: Sequence[str], *more: str) -> str:
         return (
             f"create temporary table {name} on commit delete rows as "
-            f"select {columns(names)} from {self.into} with no data"
+            f"select {', '.join([columns(names), *more])} from {self.into} with no data"
         )
 
     # Step 1.
@@ -173,31 +174,65 @@ class Load:
     def clear_rows(self) -> str:
         return f"delete from {self.rows}"
 
-    def fill_from(self, kept: Sequence[str]) -> str:
-        """Give the one row in `rows` the `kept` values of the one owner's target row (a key change)."""
+    # A row whose key changed: one at a time, the one in `rows` that is not done; its old owner is alone in `owners`.
+
+    @property
+    def unmapped(self) -> tuple[str, ...]:
+        """Target columns that the mapping does not write: they stay with their row when its key changes."""
+        mapped = set(self.mapping.columns)
+        return tuple(c.name for c in self.table.columns if c.name not in mapped and not c.generated)
+
+    def fill_moved(self, kept: Sequence[str]) -> str:
+        """Give it the `kept` values of the row under its old key (all of `kept` are mapped columns)."""
         sets = ", ".join(f"{quote(n)} = t.{quote(n)}" for n in kept)
         return (
             f"update {self.rows} r set {sets} from {self.into} t, {self.owners} o "
-            f"where {matches(self.mapping.owner, 't', 'o')}"
+            f"where r.{DONE} is null and {matches(self.mapping.owner, 't', 'o')}"
         )
+
+    def keep_moved(self) -> str:
+        """Set aside, under its new key, the values of the columns that are not mapped."""
+        m, rest = self.mapping, self.unmapped
+        return (
+            f"insert into {self.kept} ({columns([*m.key, *rest])})\n"
+            f"select {columns(m.key, 'r')}, {columns(rest, 't')} from {self.rows} r, {self.into} t, {self.owners} o "
+            f"where r.{DONE} is null and {matches(m.owner, 't', 'o')}"
+        )
+
+    def done_moved(self) -> str:
+        return f"update {self.rows} set {DONE} = 1 where {DONE} is null"
+
+    def drop_moved(self) -> str:
+        return f"delete from {self.rows} where {DONE} is null"
+
+    def carry(self) -> str | None:
+        """Where a row took another row's key: give it its own unmapped values. None when all are identities."""
+        settable = [n for n in self.unmapped if self.table.column(n).identity != "a"]
+        if not settable:
+            return None
+        sets = ", ".join(f"{quote(n)} = k.{quote(n)}" for n in settable)
+        return f"update {self.into} t set {sets} from {self.kept} k where {matches(self.mapping.key, 't', 'k')}"
 
     # A unique value that moves between rows of one batch: take the rows out, put them back as they are to be.
 
     def take_out(self) -> str:
+        """Delete the target rows of `rows`, and set aside their unmapped values (rows that moved have theirs there)."""
         m = self.mapping
-        names = columns(self.table.column_names)
+        names = [*m.key, *self.unmapped]
         return (
             f"with g as (delete from {self.into} t using {self.rows} s where {matches(m.key, 't', 's')} "
-            f"returning {columns(self.table.column_names, 't')})\n"
-            f"insert into {self.kept} ({names}) select {names} from g"
+            f"returning {columns(names, 't')})\n"
+            f"insert into {self.kept} ({columns(names)}) select {columns(names)} from g "
+            f"where not exists (select from {self.kept} k where {matches(m.key, 'k', 'g')})"
         )
 
-    def put_back(self, written: Collection[str]) -> str:
-        """Insert `rows` again; every column that they do not carry comes from what was taken out."""
-        m = self.mapping
-        names = [c.name for c in self.table.columns if not c.generated]
-        values = [f"s.{quote(n)}" if n in written or n in m.key else f"k.{quote(n)}" for n in names]
+    def put_back(self) -> str:
+        """Insert those of `rows` that are not there and whose unmapped values were set aside."""
+        m, rest = self.mapping, self.unmapped
+        values = [columns(m.columns, "s"), *([columns(rest, "k")] if rest else [])]
         return (
-            f"insert into {self.into} ({columns(names)}) overriding system value select {', '.join(values)}\n"
-            f"from {self.rows} s join {self.kept} k on {matches(m.key, 'k', 's')}"
+            f"insert into {self.into} ({columns([*m.columns, *rest])}) overriding system value\n"
+            f"select {', '.join(values)}\n"
+            f"from {self.rows} s join {self.kept} k on {matches(m.key, 'k', 's')}\n"
+            f"where not exists (select from {self.into} t where {matches(m.key, 't', 's')})"
         )
