@@ -38,7 +38,9 @@ class Epoch:
 
     `end_lsn` is where the last transaction ends (or, for an empty epoch, up to where nothing of ours was found).
     `last` is the newest change's position. `complete` is False while a transaction continues in the next record.
-    `extents` is keyed by topic, then partition. Times are seconds since 1970, UTC.
+    `extents` is keyed by topic, then partition. `memberships` are the catalog's ids of the tables' places in the
+    publication when it was published: a table that was dropped and added again has another. Times are seconds since
+    1970, UTC.
     """
 
     epoch: int
@@ -55,6 +57,7 @@ class Epoch:
     system_id: str = ""
     timeline: int = 0
     slot: str = ""
+    memberships: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
         return json.dumps(
@@ -84,6 +87,7 @@ class Epoch:
                 "system_id": self.system_id,
                 "timeline": self.timeline,
                 "slot": self.slot,
+                "memberships": self.memberships,
             },
             separators=(",", ":"),
         ).encode()
@@ -115,4 +119,5 @@ class Epoch:
             system_id=doc["system_id"],
             timeline=doc["timeline"],
             slot=doc["slot"],
+            memberships=doc.get("memberships", {}),
         )

@@ -1,0 +1,180 @@
+"""The publishing half of capture: one Kafka transaction per draft, in order, in a thread of its own.
+
+Invariants: nothing is published before a snapshot of the source shows every transaction in it; a position is confirmed
+only after the Kafka transaction that holds it has committed; the first failure is the last thing this thread does.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final, Protocol
+
+from connectors.failpoint import failpoint
+from connectors.postgres.observer import Observer
+from schemas.epoch import Epoch, Extent
+from schemas.errors import StreamGap
+from schemas.position import Lsn
+from stream.assembly import Draft
+from stream.metrics import Metrics
+from stream.relations import Rows
+
+POLL_S: Final = (0.001, 0.05)
+"""How often an invisible transaction is looked at again: at first, and at most."""
+PATIENCE_S: Final = 1.0
+"""A wait shorter than this is nobody's business."""
+JOIN_S: Final = 15.0
+
+
+class Writer(Protocol):
+    """What capture asks of the epochs' writer; connectors.kafka.writer is it."""
+
+    def start(self) -> None: ...
+    def last_epoch(self) -> Epoch | None: ...
+    def publish(
+        self,
+        batches: dict[tuple[str, int], Rows],
+        seal: Callable[[dict[str, dict[int, Extent]]], bytes],
+    ) -> None: ...
+
+
+class Publisher:
+    """Takes one draft beside the one it publishes, so that publishing overlaps with reading and encoding the next."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        observer: Observer,
+        *,
+        metrics: Metrics,
+        confirm: Callable[[Lsn], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._writer = writer
+        self._observer = observer
+        self._metrics = metrics
+        self._confirm = confirm
+        self._wake = wake
+        self._changed = threading.Condition()
+        self._next: Draft | None = None
+        self._busy = True
+        self._ending = threading.Event()
+        self._failure: BaseException | None = None
+        self._doing: tuple[str, float] | None = None
+        self.newest: Epoch | None = None  # the newest epoch that Kafka committed; None until it is known
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+
+    def start(self) -> None:
+        """Fences the last process of this migration and direction, and reads the newest epoch into `newest`."""
+        self._thread.start()
+
+    @property
+    def free(self) -> bool:
+        """Nothing is being published and nothing waits."""
+        return not self._busy and self._next is None
+
+    @property
+    def waits_for(self) -> str | None:
+        """What the draft in hand has been waiting for, if that has taken long."""
+        doing = self._doing
+        return doing[0] if doing is not None and time.monotonic() - doing[1] > PATIENCE_S else None
+
+    def check(self) -> None:
+        """Raises what ended the thread."""
+        if self._failure is not None:
+            raise self._failure
+
+    def offer(self, draft: Draft, timeout_s: float) -> bool:
+        """False when there was no place for it in time."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._next is None or self._failure is not None, timeout_s):
+                return False
+            self.check()
+            self._next = draft
+            self._changed.notify_all()
+            return True
+
+    def stop(self) -> None:
+        """Lets the transaction in hand end, and takes no other. What was not published is delivered again."""
+        self._ending.set()
+        with self._changed:
+            self._changed.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join(JOIN_S)
+
+    def _run(self) -> None:
+        try:
+            self._doing = ("waits for Kafka", time.monotonic())
+            self._writer.start()
+            newest = self._writer.last_epoch()
+            if newest is None:
+                raise StreamGap(
+                    "the epochs topic holds no epoch, not even the first",
+                    hint="it was emptied or recreated: `slackwater cancel`, then prepare anew",
+                )
+            self.newest = newest
+            while (draft := self._take()) is not None:
+                self._publish(draft)
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that asks
+            self._failure = error
+        finally:
+            with self._changed:
+                self._changed.notify_all()
+            self._wake()
+
+    def _take(self) -> Draft | None:
+        with self._changed:
+            self._busy = False
+            self._doing = None
+            if self._next is None:
+                self._wake()
+            self._changed.wait_for(lambda: self._next is not None or self._ending.is_set())
+            if self._ending.is_set():
+                return None
+            draft, self._next = self._next, None
+            self._busy = True
+            self._changed.notify_all()
+            return draft
+
+    def _publish(self, draft: Draft) -> None:
+        if not self._visible(draft.xids):
+            return  # stopped while it waited
+        failpoint("capture.before_publish")
+        self._doing = ("waits for Kafka", time.monotonic())
+        sealed: list[Epoch] = []
+
+        def seal(extents: dict[str, dict[int, Extent]]) -> bytes:
+            failpoint("capture.after_flush")
+            sealed.append(replace(draft.epoch, extents=extents, published_at=time.time()))
+            return sealed[0].to_json()
+
+        self._writer.publish(draft.batches, seal)
+        failpoint("capture.after_commit")
+        if not draft.epoch.complete:
+            failpoint("capture.mid_run")
+        self._confirm(draft.epoch.end_lsn)
+        self.newest = sealed[0]
+        for (op, table), n in draft.changes.items():
+            self._metrics.rows("capture", op, table, n)
+        self._metrics.epoch("capture", time.monotonic() - draft.begun)
+
+    def _visible(self, xids: frozenset[int]) -> bool:
+        """Waits until a snapshot shows all of them: a commit is in the WAL before it is visible. False: stopped."""
+        hidden = list(xids)
+        since = asked = time.monotonic()
+        pause_s = POLL_S[0]
+        while hidden:
+            snapshot = self._observer.snapshot()
+            hidden = [xid for xid in hidden if not snapshot.shows(xid)]
+            if not hidden:
+                break
+            now = time.monotonic()
+            if now - asked > PATIENCE_S:
+                asked = now
+                self._doing = (self._observer.why_invisible(hidden), since)
+            if self._ending.wait(pause_s):
+                return False
+            pause_s = min(2 * pause_s, POLL_S[1])
+        return True
