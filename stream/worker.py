@@ -110,7 +110,7 @@ class Worker:
             log.error("unexpected %s\n%s", type(error).__name__, stack(error))
             halt = Halt(
                 f"unexpected {type(error).__name__} at {where(error)}",
-                hint="this is a defect of slackwater; nothing was skipped. Report the stack in the log; a restart tries again",
+                hint="a defect of slackwater; nothing was skipped. Report the stack in the log; a restart tries again",
             )
             self._count(error, halt)
             return halt

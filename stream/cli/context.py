@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from connectors.postgres import control
 from connectors.postgres.session import Connection, connect, translated
 from schemas.direction import Side
 from schemas.errors import ConfigError, Refused
 from stream.clock import rfc3339
 from stream.journal import Actor
+from stream.sides import Sides
 
 if TYPE_CHECKING:
     from schemas.spec import Spec
@@ -70,6 +72,26 @@ def spec() -> Spec:
 def open_side(spec: Spec, side: Side, verb: str) -> Connection:
     """A pinned session on one side, in autocommit."""
     return connect(str((spec.old if side is Side.OLD else spec.new).dsn), application=f"slackwater {verb}")
+
+
+def sides(spec: Spec, verb: str) -> Sides:
+    """Lines to both sides, for a verb that must answer although one of them does not."""
+    return Sides({Side.OLD: spec.old.dsn, Side.NEW: spec.new.dsn}, application=f"slackwater {verb}")
+
+
+def command(spec: Spec, rest: str) -> str:
+    """How to call a verb on this file, for a message: `slackwater -c shop.yaml <rest>`."""
+    return f"slackwater -c {spec.path.name if spec.path else 'migration.yaml'} {rest}"
+
+
+def prepared_side(spec: Spec, side: Side, verb: str) -> Connection:
+    """A session on a side that was prepared. Refused where the migration is not there."""
+    conn = open_side(spec, side, verb)
+    found = control.migration(conn, spec.migration) is not None if side is Side.NEW else control.installed(conn)
+    if not found:
+        conn.close()
+        raise Refused(f"migration {spec.migration} is not prepared on {side}", hint=command(spec, "prepare"))
+    return conn
 
 
 def actor(conn: Connection) -> Actor:

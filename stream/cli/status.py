@@ -1,0 +1,77 @@
+"""`slackwater status`: where the migration stands."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from schemas.errors import ConfigError
+from stream.cli import context, exits
+from stream.cli.screen import screen
+from stream.status import Watch
+
+SETTLE_S = 1.5  # how long a probe of our own may take to come through before the lag is given as it is
+REFRESH_S = 1.0
+
+
+def status(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep looking, once a second.")] = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 0 when it is safe to cut over, else 3.")] = False,
+) -> None:
+    """Show where the migration stands: who has the writes, the lag, the roles, what is missing for a cutover."""
+    spec = context.spec()
+    sides = context.sides(spec, "status")
+    looking = Watch(spec, sides)
+    try:
+        if watch:
+            _keep_looking(looking)
+            return
+        document = settled(looking)
+    finally:
+        sides.close()
+    context.show(document, lambda: screen(document))
+    if exit_code and document["safe_to_cutover"] is not True:
+        raise typer.Exit(exits.NO)
+
+
+def settled(looking: Watch) -> dict[str, Any]:
+    """A look; where everything runs and the lag is not proven yet, a few more, to let a probe come through."""
+    document = looking.document()
+    until = time.monotonic() + SETTLE_S
+    while _undecided(document) and time.monotonic() < until:
+        time.sleep(0.25)
+        document = looking.document()
+    return document
+
+
+def _undecided(document: dict[str, Any]) -> bool:
+    forward = document["directions"].get("forward")
+    return forward is not None and forward["state"] == "running" and forward["lag_seconds"] != 0
+
+
+def _keep_looking(looking: Watch) -> None:
+    """Redraws on a terminal; elsewhere prints the first line whenever it changes."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    if context.invocation().json:
+        raise ConfigError("--watch and --json do not go together", hint="run `status --json` again and again")
+    console = Console()
+    try:
+        if console.is_terminal:
+            with Live(Text(screen(looking.document())), console=console, auto_refresh=False, screen=False) as live:
+                while True:
+                    time.sleep(REFRESH_S)
+                    live.update(Text(screen(looking.document())), refresh=True)
+        shown = ""
+        while True:
+            line = screen(looking.document()).splitlines()[0]
+            if line != shown:
+                typer.echo(line)
+            shown = line
+            time.sleep(REFRESH_S)
+    except KeyboardInterrupt:
+        return
