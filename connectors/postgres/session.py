@@ -48,6 +48,15 @@ def redact(dsn: str) -> str:
     return " ".join(f"{k}={v}" for k, v in shown.items()) or "(libpq's defaults)"
 
 
+def secrets(dsn: str) -> tuple[str, ...]:
+    """What a DSN holds that must never be shown, for whoever takes it out of texts."""
+    try:
+        parts = conninfo.conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        return ()
+    return tuple(str(parts[k]) for k in ("password", "sslpassword") if parts.get(k))
+
+
 def pinned(dsn: str, *, application: str, settings: Mapping[str, str] | None = None) -> str:
     """`dsn` with the pins (and `settings`, which win) as startup options, after any options of its own."""
     parts = conninfo.conninfo_to_dict(dsn)
