@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -19,7 +19,7 @@ from connectors.postgres.observer import Observer, check_slot
 from connectors.postgres.pgoutput import Keepalive
 from connectors.postgres.replication import REBUILD, Replication
 from schemas.epoch import Epoch
-from schemas.errors import SchemaChanged, SlotLost
+from schemas.errors import SchemaChanged, SlotLost, StreamGap
 from schemas.plan import Plan
 from schemas.position import format_lsn
 from stream.assembly import Assembly, Draft
@@ -45,7 +45,11 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What one direction's capture is given. `partitions(topic)` is the number it has now; partitions may be added."""
+    """What one direction's capture is given.
+
+    `last_epoch` reads the newest committed record of the epochs topic; `partitions` counts the partitions of topics and
+    leaves out those that do not exist. The writer is this run's own.
+    """
 
     dsn: str
     plan: Plan
@@ -54,7 +58,8 @@ class Task:
     max_rows: int
     max_ms: int
     writer: Writer
-    partitions: Callable[[str], int]
+    last_epoch: Callable[[], Epoch | None]
+    partitions: Callable[[Sequence[str]], dict[str, int]]
     registry: Subjects
     heartbeat: Heartbeat
     metrics: Metrics
@@ -77,7 +82,15 @@ class Capture:
             observer.slot(task.slot)
             memberships = observer.check_publication(task.publication, task.plan.sources)
             stream.start()  # from here on nobody else has the slot
-            publisher = Publisher(task.writer, observer, metrics=task.metrics, confirm=stream.confirm, wake=stream.wake)
+            publisher = Publisher(
+                task.writer,
+                observer,
+                last_epoch=task.last_epoch,
+                partitions=self._partitions,
+                metrics=task.metrics,
+                confirm=stream.confirm,
+                wake=stream.wake,
+            )
             publisher.start()
             try:
                 resume = self._newest(publisher, stop)
@@ -95,6 +108,16 @@ class Capture:
                     ).run()
             finally:
                 publisher.stop()
+
+    def _partitions(self) -> dict[str, int]:
+        topics = list(self._task.plan.topics.values())
+        found = self._task.partitions(topics)
+        if missing := sorted(set(topics) - found.keys()):
+            raise StreamGap(
+                f"topic {', '.join(missing)} does not exist",
+                hint="what it held is gone: `slackwater cancel`, then prepare anew",
+            )
+        return found
 
     def _newest(self, publisher: Publisher, stop: threading.Event) -> Epoch | None:
         """The newest epoch in Kafka; None when asked to stop first."""
@@ -158,7 +181,7 @@ class Reader:
             resume=resume,
             max_rows=task.max_rows,
             max_ms=task.max_ms,
-            partitions=task.partitions,
+            partitions=lambda topic: publisher.partitions[topic],
             free=lambda: publisher.free,
             emit=self._emit,
         )

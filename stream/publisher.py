@@ -26,13 +26,17 @@ POLL_S: Final = (0.001, 0.05)
 PATIENCE_S: Final = 1.0
 """A wait shorter than this is nobody's business."""
 JOIN_S: Final = 15.0
+PARTITIONS_S: Final = 60.0
+KAFKA: Final = "waits for Kafka"
 
 
 class Writer(Protocol):
     """What capture asks of the epochs' writer; connectors.kafka.writer is it."""
 
+    @property
+    def problem(self) -> str | None: ...
     def start(self) -> None: ...
-    def last_epoch(self) -> Epoch | None: ...
+    def close(self) -> None: ...
     def publish(
         self,
         batches: dict[tuple[str, int], Rows],
@@ -48,11 +52,17 @@ class Publisher:
         writer: Writer,
         observer: Observer,
         *,
+        last_epoch: Callable[[], Epoch | None],
+        partitions: Callable[[], dict[str, int]],
         metrics: Metrics,
         confirm: Callable[[Lsn], None],
         wake: Callable[[], None],
     ) -> None:
         self._writer = writer
+        self._last_epoch = last_epoch
+        self._ask_partitions = partitions
+        self._asked_at = 0.0
+        self.partitions: dict[str, int] = {}  # of each topic; partitions may be added at any time
         self._observer = observer
         self._metrics = metrics
         self._confirm = confirm
@@ -79,7 +89,10 @@ class Publisher:
     def waits_for(self) -> str | None:
         """What the draft in hand has been waiting for, if that has taken long."""
         doing = self._doing
-        return doing[0] if doing is not None and time.monotonic() - doing[1] > PATIENCE_S else None
+        if doing is None or time.monotonic() - doing[1] <= PATIENCE_S:
+            return None
+        problem = self._writer.problem if doing[0] == KAFKA else None
+        return f"{doing[0]} ({problem})" if problem else doing[0]
 
     def check(self) -> None:
         """Raises what ended the thread."""
@@ -106,9 +119,10 @@ class Publisher:
 
     def _run(self) -> None:
         try:
-            self._doing = ("waits for Kafka", time.monotonic())
+            self._doing = (KAFKA, time.monotonic())
             self._writer.start()
-            newest = self._writer.last_epoch()
+            self._count_partitions()
+            newest = self._last_epoch()
             if newest is None:
                 raise StreamGap(
                     "the epochs topic holds no epoch, not even the first",
@@ -123,6 +137,11 @@ class Publisher:
             with self._changed:
                 self._changed.notify_all()
             self._wake()
+            self._writer.close()  # aborts what is open, so that it holds back no reader
+
+    def _count_partitions(self) -> None:
+        self._asked_at = time.monotonic()
+        self.partitions = self._ask_partitions()
 
     def _take(self) -> Draft | None:
         with self._changed:
@@ -142,7 +161,9 @@ class Publisher:
         if not self._visible(draft.xids):
             return  # stopped while it waited
         failpoint("capture.before_publish")
-        self._doing = ("waits for Kafka", time.monotonic())
+        self._doing = (KAFKA, time.monotonic())
+        if time.monotonic() - self._asked_at > PARTITIONS_S:
+            self._count_partitions()
         sealed: list[Epoch] = []
 
         def seal(extents: dict[str, dict[int, Extent]]) -> bytes:
