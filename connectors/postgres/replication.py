@@ -197,10 +197,13 @@ class Replication:
 
     def wake(self) -> None:
         """Ends a `read` that waits, now or the next one."""
-        try:
-            os.write(self._wake_w, b"!")
-        except BlockingIOError:
-            return  # as awake as can be
+        with self._lock:  # a number of a closed pipe may be somebody else's by now
+            if self._closed.is_set():
+                return
+            try:
+                os.write(self._wake_w, b"!")
+            except BlockingIOError:
+                return  # as awake as can be
 
     def close(self) -> None:
         """Gives the slot up; safe to call twice."""
@@ -211,8 +214,8 @@ class Replication:
             self._feedback.join()
         with self._lock:
             self._conn.close()
-        os.close(self._wake_r)
-        os.close(self._wake_w)
+            os.close(self._wake_r)
+            os.close(self._wake_w)
 
     def __enter__(self) -> Self:
         return self
