@@ -114,7 +114,7 @@ def ensure(
         def create(relation: Relation = relation) -> None:
             create_in_transaction(conn, migration, side, turn, relation)
 
-        _patiently(conn, create, f"cannot fence {relation[0]}.{relation[1]}", patience_s)
+        patiently(conn, create, f"cannot fence {relation[0]}.{relation[1]}", patience_s)
         made.append(relation)
     return made
 
@@ -136,12 +136,12 @@ def drop(conn: Connection, migration: str, *, patience_s: float = 120.0) -> list
                 )
             )
 
-        _patiently(conn, away, f"cannot drop the fence of {fence.schema}.{fence.table}", patience_s)
+        patiently(conn, away, f"cannot drop the fence of {fence.schema}.{fence.table}", patience_s)
         dropped.append(fence.relation)
     return dropped
 
 
-def _patiently(conn: Connection, work: Callable[[], None], doing: str, patience_s: float) -> None:
+def patiently(conn: Connection, work: Callable[[], object], doing: str, patience_s: float = 120.0) -> None:
     """Run `work` in a transaction under a lock_timeout of 500 ms, again with pauses, until `patience_s` is over."""
     give_up = time.monotonic() + patience_s
     pause_s = 0.1

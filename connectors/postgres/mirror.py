@@ -144,8 +144,7 @@ def stand_ins(conn: Connection, wanted: Sequence[UserType]) -> StandIns:
                 continue
             statements += _labels(stand_in, shape)
         names.append(type_.name)
-        for spelled in _spellings(conn, type_):
-            replaced[spelled] = qualified(MIRROR_SCHEMA, type_.name)
+        replaced[_as_printed(conn, type_.schema, type_.name)] = _as_printed(conn, MIRROR_SCHEMA, type_.name)
     return StandIns(statements=tuple(statements), names=tuple(names), impossible=tuple(impossible))
 
 
@@ -158,13 +157,13 @@ def _base(spelled: str) -> str:
     return found[1] if found else spelled
 
 
-def _spellings(conn: Connection, type_: UserType) -> tuple[str, ...]:
-    """How format_type() may have written the type: with quotes only where they are needed."""
+def _as_printed(conn: Connection, schema: str, name: str) -> str:
+    """A type as format_type() prints it: with quotes only where they are needed."""
     with translated("cannot spell a type"):
         row: Any = conn.execute(
-            "select pg_catalog.quote_ident(%s) || '.' || pg_catalog.quote_ident(%s)", (type_.schema, type_.name)
+            "select pg_catalog.quote_ident(%s) || '.' || pg_catalog.quote_ident(%s)", (schema, name)
         ).fetchone()
-    return (str(row[0]), type_.spelled)
+    return str(row[0])
 
 
 def _respelled(type_: UserType, replaced: dict[str, str]) -> UserType:
