@@ -1,14 +1,14 @@
 """The control rows of backfill: loads, their chunks, and how far each has come.
 
 Invariant: the chunks of a load cover its source's whole key space at every commit: a chunk is cut in two in one
-transaction, never shrunk. A chunk is done in the transaction that wrote its rows, and only if nobody else did it before.
+transaction, never shrunk. A chunk is done in the transaction that wrote its rows, and only if nobody else did it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from connectors.postgres.chunks import Barrier
 from connectors.postgres.ranges import Chunk, Kind
@@ -57,7 +57,7 @@ class Loads:
                 " where migration = %s and direction = %s order by not starts_with(name, 'mirror:'), name",
                 self._id,
             ).fetchall()
-        return [_load(cast("tuple[Any, ...]", row)) for row in rows]
+        return [_load(row) for row in rows]
 
     def applied(self) -> Lsn:
         """The checkpoint's end LSN."""
@@ -106,20 +106,27 @@ class Loads:
             for chunk in chunks:
                 self._insert(load, chunk)
 
-    def split(self, load: str, chunk: Chunk, at: str) -> tuple[Chunk, Chunk]:
-        """Cut a pending range in two at the key `at`. Contended when somebody else has changed it."""
-        below = replace(chunk, upper=at)
+    def split(self, load: str, chunk: Chunk, below: Chunk, above: Chunk) -> tuple[Chunk, Chunk]:
+        """Cut a pending chunk into two that hold the same rows together; returns them with their numbers.
+
+        Errors: Contended when somebody else has changed it.
+        """
         with translated("recording chunks"), self.conn.transaction():
             row = self.conn.execute(
-                "update slackwater.backfill_chunk set upper = %s"
+                "update slackwater.backfill_chunk set lower = %s, upper = %s"
                 " where migration = %s and direction = %s and load = %s and chunk = %s and state = 'pending'"
-                " and upper is not distinct from %s returning (select max(chunk) + 1 from slackwater.backfill_chunk"
+                " and lower is not distinct from %s and upper is not distinct from %s"
+                " returning (select max(chunk) + 1 from slackwater.backfill_chunk"
                 " where migration = %s and direction = %s and load = %s)",
-                (at, *self._id, load, chunk.number, chunk.upper, *self._id, load),
+                (
+                    *(below.lower, below.upper),
+                    *(*self._id, load, chunk.number, chunk.lower, chunk.upper),
+                    *(*self._id, load),
+                ),
             ).fetchone()
             if row is None:
                 raise Contended(f"chunk {chunk.number} of {load} was changed by another process")
-            above = replace(chunk, number=int(str(row[0])), lower=at)
+            below, above = replace(below, number=chunk.number), replace(above, number=int(str(row[0])))
             self._insert(load, above)
         return below, above
 
@@ -139,9 +146,10 @@ class Loads:
         """
         with translated("recording a chunk"):
             done = self.conn.execute(
-                "update slackwater.backfill_chunk set state = 'done', rows = %s, bytes = %s, source_lsn = %s, epoch = %s,"
-                " done_at = clock_timestamp() where migration = %s and direction = %s and load = %s and chunk = %s"
-                " and state = 'pending' and lower is not distinct from %s and upper is not distinct from %s",
+                "update slackwater.backfill_chunk set state = 'done', rows = %s, bytes = %s, source_lsn = %s,"
+                " epoch = %s, done_at = clock_timestamp() where migration = %s and direction = %s and load = %s"
+                " and chunk = %s and state = 'pending'"
+                " and lower is not distinct from %s and upper is not distinct from %s",
                 (rows, size, format_lsn(lsn), epoch, *self._id, load, chunk.number, chunk.lower, chunk.upper),
             )
             if done.rowcount != 1:
@@ -149,7 +157,7 @@ class Loads:
         self.newest(load, lsn, rows=rows, size=size, snapshot=snapshot)
 
     def newest(self, load: str, lsn: Lsn, *, rows: int = 0, size: int = 0, snapshot: str | None = None) -> None:
-        """Record how new what was read is, in the caller's transaction; the last statement, for it serialises workers."""
+        """Record how new the rows read are, in the caller's transaction; last of all, for it serialises workers."""
         with translated("recording a load's progress"):
             self.conn.execute(
                 "update slackwater.load set newest_lsn = greatest(newest_lsn, %s::pg_lsn), rows = rows + %s,"
@@ -158,13 +166,13 @@ class Loads:
                 (format_lsn(lsn), rows, size, snapshot, *self._id, load),
             )
 
-    def move(self, load: str, state: str) -> None:
-        """Set a load's state; `done` is timed."""
+    def move(self, load: str, was: str, now: str) -> None:
+        """Change a load's state, if it is still what it was; `done` is timed."""
         with translated("recording a load's state"):
             self.conn.execute(
                 "update slackwater.load set state = %s, done_at = case when %s = 'done' then clock_timestamp() end"
-                " where migration = %s and direction = %s and name = %s",
-                (state, state, *self._id, load),
+                " where migration = %s and direction = %s and name = %s and state = %s",
+                (now, now, *self._id, load, was),
             )
 
 

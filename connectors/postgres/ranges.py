@@ -10,8 +10,8 @@ operators are not PostgreSQL's own (`search_path` is empty), rows go by the hash
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from psycopg import sql
@@ -124,6 +124,11 @@ class KeySpace:
             parts.append(f"({self._names()}) < ({self._values(conn, chunk.upper)})")
         return " and ".join(parts) or "true"
 
+    def select(self, conn: Connection, chunk: Chunk, columns: Sequence[str]) -> str:
+        """The chunk's rows."""
+        names = ", ".join(quote(c) for c in columns)
+        return f"select {names} from {relation(self.table)} where {self.condition(conn, chunk)}"
+
     def boundary(self, conn: Connection, chunk: Chunk, rows: int) -> str | None:
         """The key of the chunk's row number `rows` (from 0), where it can be cut; None when it has no more rows."""
         texts = ", ".join(f"{quote(c)}::text" for c in self.key)
@@ -153,7 +158,7 @@ class KeySpace:
         with translated(f"cannot read keys of {self.table.schema}.{self.table.name}"):
             return [dict(zip(self.key, map(str, row), strict=True)) for row in conn.execute(query).fetchall()]
 
-    def matching(self, conn: Connection, keys: Sequence[dict[str, str | None]], columns: Sequence[str]) -> str:
+    def matching(self, conn: Connection, keys: Sequence[Mapping[str, str | None]], columns: Sequence[str]) -> str:
         """A SELECT of the rows that have one of `keys`, each a value (as text) per key column."""
         names = list(keys[0])
         rows = ", ".join(
@@ -167,6 +172,28 @@ class KeySpace:
             f"select {', '.join(f't.{quote(c)}' for c in columns)} from {relation(self.table)} t"
             f" join (values {rows}) k({aliases}) on {equal}"
         )
+
+    def count(self, conn: Connection, chunk: Chunk) -> int:
+        """How many rows the chunk has now."""
+        query = f"select count(*) from {relation(self.table)} where {self.condition(conn, chunk)}"
+        with translated(f"cannot count rows of {self.table.schema}.{self.table.name}"):
+            row = conn.execute(query).fetchone()
+        assert row is not None
+        return int(str(row[0]))
+
+    def halves(self, conn: Connection, chunk: Chunk, rows: int) -> tuple[Chunk, Chunk] | None:
+        """The chunk's first `rows` rows and the rest (of a bucket: two halves); None when there is no rest."""
+        if chunk.kind is Kind.BUCKET:
+            assert chunk.lower is not None
+            bucket, of = map(int, chunk.lower.split("/"))
+            return replace(chunk, lower=f"{bucket}/{of * 2}"), replace(chunk, lower=f"{bucket + of}/{of * 2}")
+        at = None if chunk.kind is Kind.WHOLE else self.boundary(conn, chunk, rows)
+        return None if at is None else self.cut_at(chunk, at)
+
+    @staticmethod
+    def cut_at(chunk: Chunk, at: str) -> tuple[Chunk, Chunk]:
+        """The range below the key `at`, and the one from it on."""
+        return replace(chunk, upper=at), replace(chunk, lower=at)
 
     def plan_cut(self, conn: Connection, chunk: Chunk, rows_estimate: int, rows: int) -> str | None:
         """Where to cut a range so that about `rows` rows lie below; None when it has no more than that."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -82,6 +82,12 @@ def connect(
         )
 
 
+def cancel(conn: Connection) -> None:
+    """From another thread: end what the session runs. One that is gone, or does not answer, has nothing to end."""
+    with suppress(psycopg.Error):
+        conn.cancel_safe(timeout=5)
+
+
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
     """Turns psycopg's errors into ours. `doing` opens the message; DETAIL, which can hold row values, is dropped."""
@@ -108,6 +114,8 @@ def translate(error: psycopg.Error, doing: str) -> SlackwaterError:
             return PrivilegeMissing(cause, hint="`slackwater grants` prints what each role needs")
         case errors.InvalidPassword() | errors.InvalidAuthorizationSpecification():
             return PrivilegeMissing(cause, hint="check the user and password of the DSN, and pg_hba.conf")
+        case errors.IdleInTransactionSessionTimeout():
+            return Unavailable(cause, hint="this process was stopped in the middle of a transaction, which is undone")
         case errors.DiskFull() | errors.OutOfMemory():
             return Unavailable(
                 cause, hint="free space on that server; the work goes on by itself from where it stopped"

@@ -1,0 +1,236 @@
+"""One chunk into the target: read while the applier stands still, written and recorded in one transaction.
+
+Invariant: the target's transaction (with the direction's lock, and the checkpoint read under it) begins before the
+source's snapshot and ends after it; so nothing older than what is applied can ever be loaded, by whatever worker that
+was stopped and wakes late.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from connectors.failpoint import failpoint
+from connectors.postgres.chunks import Reader, Snapshot, TooLarge
+from connectors.postgres.control import Checkpoint
+from connectors.postgres.ranges import Kind
+from connectors.postgres.session import cancel, connect, translated
+from schemas.errors import RowRejected, SlackwaterError
+from schemas.plan import Plan
+from schemas.position import ZERO, Lsn, Position
+from stream.claims import Claim
+from stream.engine import Engine, Lock
+from stream.loads import Loads
+
+log = logging.getLogger("slackwater.backfill")
+
+HOLDER = "backfill"
+APPLICATION = "slackwater backfill"
+# A worker that is stopped between two statements loses its session, and with it the lock that the applier waits for.
+TARGET_SESSION: Mapping[str, str] = {
+    "idle_in_transaction_session_timeout": "15s",
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+    "synchronous_commit": "on",
+}
+CHUNK_TIMEOUT_S = 300  # a statement of a chunk; a whole table takes as long as it takes
+CHUNK_MAX_S = 20.0  # reading one chunk; past it, it is cut smaller
+OVERSIZE = 8  # times chunk_bytes, likewise
+UNIQUE_VIOLATION = "23505"
+MAX_COLLISIONS = 5  # violations of a unique constraint that the stream may yet resolve, before the row is blamed
+
+
+class Session:
+    """A worker's sessions: its reader on the source, its engine on the target."""
+
+    def __init__(self, source_dsn: str, target_dsn: str, replica_dsn: str | None, plan: Plan) -> None:
+        self.target = connect(target_dsn, application=APPLICATION, settings=TARGET_SESSION)
+        try:
+            self.engine = Engine(self.target, plan)
+            self.loads = Loads(self.target, plan.migration, plan.direction)
+            checkpoint = self.engine.target.checkpoint()
+            self.reader = Reader(
+                source_dsn,
+                replica_dsn=replica_dsn,
+                system_id=checkpoint.system_id,
+                timeline=checkpoint.timeline,
+                application=APPLICATION,
+            )
+        except BaseException:
+            self.target.close()
+            raise
+
+    def close(self) -> None:
+        self.reader.close()
+        self.target.close()
+
+    def cancel(self) -> None:
+        """From another thread: end what runs on either side; nothing of it stays."""
+        cancel(self.target)
+        cancel(self.reader.rows)
+
+    @contextmanager
+    def transaction(self, lock: Lock, *, timeout_s: int) -> Iterator[Checkpoint]:
+        """A target transaction in which the applier stands still; yields where. Commits, or rolls back on an error."""
+        try:
+            self.engine.begin(holder=HOLDER, lock=lock)
+            with translated("opening a chunk's transaction"):
+                self.target.execute(f"set local statement_timeout = '{timeout_s}s'")
+            yield self.engine.target.checkpoint()
+            failpoint("backfill.before_commit")
+            self.engine.commit()
+        except BaseException:
+            self.engine.abandon()
+            raise
+        failpoint("backfill.after_commit")
+
+
+class Read(NamedTuple):
+    """What was read of a chunk, and the snapshot that showed it."""
+
+    rows: int
+    size: int
+    shown: Snapshot
+
+
+class QuarantineFull(RowRejected):
+    """The target refuses a row, and the quarantine takes no more."""
+
+
+class Loader:
+    """Loads claims over one session. `limit` is the quarantine's."""
+
+    def __init__(self, session: Session, *, chunk_bytes: Callable[[], int], limit: int) -> None:
+        self._s = session
+        self._chunk_bytes = chunk_bytes
+        self._limit = limit
+        self._newest = ZERO  # of the snapshot last used
+
+    def load(self, claim: Claim) -> Read:
+        """Load a chunk whole.
+
+        Errors: TooEarly, TooLarge, Contended, RowRejected: nothing was written, `retry` says what becomes of the claim.
+        """
+        work, began = claim.work, time.monotonic()
+        whole = claim.chunk.kind is Kind.WHOLE
+        self._newest = ZERO
+        with self._s.transaction("shared", timeout_s=0 if whole else CHUNK_TIMEOUT_S) as at:
+            read = self._lone(claim, at) if claim.lone else self._written(claim, at)
+            self._s.loads.done(
+                work.name,
+                claim.chunk,
+                rows=read.rows,
+                size=read.size,
+                lsn=read.shown.lsn,
+                epoch=at.epoch,
+                snapshot=read.shown.text if whole else None,
+            )
+        work.sizer.seen(rows=read.rows, size=read.size, seconds=time.monotonic() - began)
+        return read
+
+    def _written(self, claim: Claim, at: Checkpoint) -> Read:
+        read = self._copy(claim, at)
+        self._s.engine.apply_chunk(claim.work.name)
+        return read
+
+    def _copy(self, claim: Claim, at: Checkpoint) -> Read:
+        """The chunk's rows, from a snapshot that obeys the rule, into its staging table."""
+        work, whole = claim.work, claim.chunk.kind is Kind.WHOLE
+        reader, space = self._s.reader, work.space
+        with reader.snapshot(space.table, work.barrier, at.end_lsn, timeout_s=0 if whole else CHUNK_TIMEOUT_S) as shown:
+            self._newest = shown.lsn
+            failpoint("backfill.after_snapshot")
+            query = space.select(reader.rows, claim.chunk, work.columns)
+            with self._s.engine.stage_chunk(work.name) as staging:
+                rows, size = reader.copy(
+                    query,
+                    staging.write,
+                    max_bytes=0 if whole else OVERSIZE * self._chunk_bytes(),
+                    max_s=0.0 if whole else CHUNK_MAX_S,
+                )
+            failpoint("backfill.mid_chunk")
+        return Read(rows, size, shown)
+
+    def _lone(self, claim: Claim, at: Checkpoint) -> Read:
+        """One row that the target refused: tried once more, and set aside in the same transaction if it still is."""
+        engine, work = self._s.engine, claim.work
+        engine.savepoint("lone")
+        try:
+            return self._written(claim, at)
+        except RowRejected as error:
+            engine.back_to("lone")
+            if self._may_pass(claim, error):
+                raise
+            with self._s.reader.snapshot(work.space.table, work.barrier, at.end_lsn) as shown:
+                keys = work.space.keys(self._s.reader.rows, claim.chunk, 2)
+            if len(keys) > 1:
+                claim.lone = False  # others have joined it: the chunk is judged anew
+                raise
+            if keys:
+                set_aside(engine, self._limit, work.name, work.space.table.name, keys[0], shown.lsn, error)
+            return Read(len(keys), 0, shown)
+
+    def _may_pass(self, claim: Claim, error: RowRejected) -> bool:
+        """Whether the stream may yet resolve it: rows of a chunk are newer than what is applied around them."""
+        return error.sqlstate == UNIQUE_VIOLATION and claim.collisions < MAX_COLLISIONS
+
+    def after(self, claim: Claim, error: SlackwaterError) -> list[Claim]:
+        """What becomes of a claim that was not loaded: itself, to be tried again, or its halves.
+
+        Errors: RowRejected when nobody can tell the refused row from the others.
+        """
+        work, chunk = claim.work, claim.chunk
+        if isinstance(error, TooLarge):
+            work.sizer.too_large()
+            return self._split(claim, work.sizer.rows) or [claim]
+        if isinstance(error, QuarantineFull):
+            raise error
+        if not isinstance(error, RowRejected):
+            return [claim]
+        if self._may_pass(claim, error):
+            claim.collisions += 1
+            claim.not_before = self._newest
+            return [claim]
+        rows = work.space.count(self._s.reader.rows, chunk)
+        if rows <= 1:
+            claim.lone = True
+            return [claim]
+        halves = self._split(claim, rows // 2)
+        if halves is None:
+            raise RowRejected(
+                f"{error.cause}: a row of {work.space.table.name}, which has no key to set it aside by",
+                hint="mend the row on the source, the mapping or the target's constraint, and start backfill again",
+                sqlstate=error.sqlstate,
+            ) from error
+        return halves
+
+    def _split(self, claim: Claim, rows: int) -> list[Claim] | None:
+        work = claim.work
+        halves = work.space.halves(self._s.reader.rows, claim.chunk, rows)
+        if halves is None:
+            return None
+        parts = self._s.loads.split(work.name, claim.chunk, *halves)
+        return [Claim(work, part, collisions=claim.collisions) for part in parts]
+
+
+def set_aside(
+    engine: Engine, limit: int, load: str, source: str, key: Mapping[str, str | None], lsn: Lsn, error: RowRejected
+) -> None:
+    """Quarantine a source row for a load, in the caller's transaction.
+
+    Errors: QuarantineFull.
+    """
+    held = engine.target.quarantine_size()
+    if held >= limit:
+        raise QuarantineFull(
+            f"{error.cause}: {held + 1} rows would stand in quarantine, and the limit is {limit}",
+            hint="`slackwater quarantine list` shows them; mend the mapping or the data, or raise quarantine.limit",
+            sqlstate=error.sqlstate,
+        ) from error
+    with translated("setting a row aside"):
+        engine.target.quarantine(load, source, key, Position(lsn, 0), error.sqlstate, error.cause)
+    log.error("a row of %s is in quarantine: %s", load, error.cause)

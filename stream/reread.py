@@ -1,0 +1,198 @@
+"""Rows that have to be read again from the source, one by one: chunks of named keys, under the rule of every chunk.
+
+Invariant: a row leaves the queue in the transaction that wrote what the source has for its key (or deleted what the
+target has of a row that is gone), or that put it into quarantine with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from connectors.failpoint import failpoint
+from connectors.postgres.control import Checkpoint
+from connectors.postgres.ranges import KeySpace, Kind
+from connectors.postgres.session import Connection, translated
+from schemas.errors import Halt, RowRejected
+from schemas.plan import Plan
+from schemas.position import ZERO, Lsn, format_lsn
+from stream.engine import Lock
+from stream.loading import CHUNK_TIMEOUT_S, MAX_COLLISIONS, UNIQUE_VIOLATION, Session, set_aside
+from stream.loads import MIRROR, LoadRow
+
+log = logging.getLogger("slackwater.backfill")
+
+BATCH = 500
+
+Key = Mapping[str, str | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A key to be read again. `attempts` counts the unique violations that the stream could have resolved."""
+
+    key: Key
+    attempts: int
+
+
+class Queue:
+    """The rows of `slackwater.reread` of one direction."""
+
+    def __init__(self, conn: Connection, migration: str, direction: str) -> None:
+        self._conn = conn
+        self._id = (migration, direction)
+
+    def loads(self) -> list[str]:
+        """The loads that wait for rows, longest first."""
+        with translated("reading the reread queue"):
+            rows = self._conn.execute(
+                "select load from slackwater.reread where migration = %s and direction = %s"
+                " group by load order by min(asked_at)",
+                self._id,
+            ).fetchall()
+        return [str(row[0]) for row in rows]
+
+    def asked(self, load: str, keys: Sequence[Key] | None) -> list[Asked]:
+        """Up to a batch of the load's keys, or those of `keys` that are still asked for; fewest attempts first."""
+        with translated("reading the reread queue"):
+            rows = self._conn.execute(
+                "select key, attempts from slackwater.reread where migration = %s and direction = %s and load = %s"
+                " and (%s::jsonb is null or key in (select jsonb_array_elements(%s::jsonb)))"
+                " order by attempts, asked_at, key limit %s",
+                (*self._id, load, *(2 * (None if keys is None else _json(keys),)), BATCH),
+            ).fetchall()
+        return [Asked(key=cast("dict[str, str | None]", k), attempts=int(str(n))) for k, n in rows]
+
+    def read(self, load: str, keys: Sequence[Key]) -> None:
+        """They are read: out of the queue, and out of the quarantine those that an operator sent here."""
+        with translated("emptying the reread queue"):
+            self._conn.execute(
+                "with k as (select jsonb_array_elements(%s::jsonb) as key), gone as ("
+                " delete from slackwater.reread r using k where migration = %s and direction = %s and load = %s"
+                " and r.key = k.key)"
+                " delete from slackwater.quarantine q using k where migration = %s and direction = %s and load = %s"
+                " and q.key = k.key and state = 'retrying'",
+                (_json(keys), *self._id, load, *self._id, load),
+            )
+
+    def refused(self, load: str, key: Key, lsn: Lsn, error: RowRejected) -> bool:
+        """Out of the queue; an older quarantine row of the key is open again, with this error. False: there is none."""
+        with translated("setting a row aside"):
+            self._conn.execute(
+                "delete from slackwater.reread"
+                " where migration = %s and direction = %s and load = %s and key = %s::jsonb",
+                (*self._id, load, json.dumps(dict(key))),
+            )
+            again = self._conn.execute(
+                "update slackwater.quarantine set state = 'open', error = %s, sqlstate = %s, commit_lsn = %s,"
+                " changes = changes + 1 where migration = %s and direction = %s and load = %s and key = %s::jsonb",
+                (error.cause, error.sqlstate, format_lsn(lsn), *self._id, load, json.dumps(dict(key))),
+            )
+        return again.rowcount > 0
+
+    def again(self, load: str, keys: Sequence[Key]) -> None:
+        """Count one more attempt."""
+        with translated("writing the reread queue"):
+            self._conn.execute(
+                "update slackwater.reread set attempts = attempts + 1 where migration = %s and direction = %s"
+                " and load = %s and key in (select jsonb_array_elements(%s::jsonb))",
+                (*self._id, load, _json(keys)),
+            )
+
+
+class Rereader:
+    """Empties the queue over one session. `limit` is the quarantine's."""
+
+    def __init__(self, session: Session, plan: Plan, *, limit: int) -> None:
+        self._s = session
+        self._plan = plan
+        self._limit = limit
+        self._queue = Queue(session.target, plan.migration, str(plan.direction))
+        self._spaces: dict[str, KeySpace] = {}
+        self._not_before: dict[str, Lsn] = {}  # loads whose rows collide, until the stream has passed this
+
+    def step(self, rows: Mapping[str, LoadRow]) -> int:
+        """Read one batch of each load that waits; returns how many rows were read. `rows` are the loads by name.
+
+        Errors: TooEarly, Contended: to be tried again; RowRejected when the quarantine is full.
+        """
+        done = 0
+        for load in self._queue.loads():
+            row = rows.get(load)
+            if row is None or row.barrier is None or load not in self._s.engine.loads:
+                raise Halt(
+                    f"rows of {load} wait to be read again, but it is no load of this direction",
+                    hint="`slackwater prepare` after an edit of the file",
+                )
+            waits = self._not_before.get(load, ZERO)
+            if not waits or self._s.loads.applied() >= waits:
+                done += self._batch(row, None)
+        return done
+
+    def _batch(self, row: LoadRow, keys: Sequence[Key] | None) -> int:
+        """One batch, halved until the rows that are refused stand alone."""
+        taken: list[Asked] = []
+        try:
+            return self._read(row, keys, taken)
+        except RowRejected as error:
+            if len(taken) <= 1:
+                raise
+            log.info("a batch of rereads of %s is halved: %s", row.name, error.cause)
+        half = len(taken) // 2
+        return sum(self._batch(row, [a.key for a in part]) for part in (taken[:half], taken[half:]))
+
+    def _read(self, row: LoadRow, keys: Sequence[Key] | None, taken: list[Asked]) -> int:
+        load, engine = row.name, self._s.engine
+        # A mirror's new rows recompute the mappings that read it, as the applier does: alone.
+        lock: Lock = "exclusive" if load.startswith(MIRROR) else "shared"
+        with self._s.transaction(lock, timeout_s=CHUNK_TIMEOUT_S) as at:
+            taken.extend(self._queue.asked(load, keys))
+            if not taken:
+                return 0
+            wanted = [a.key for a in taken]
+            if len(taken) == 1:
+                engine.savepoint("lone")
+            lsn = [ZERO]
+            try:
+                self._write(row, wanted, at, lsn)
+            except RowRejected as error:
+                if len(taken) > 1:
+                    raise
+                engine.back_to("lone")
+                self._refused(row, taken[0], lsn[0], error)
+            else:
+                self._queue.read(load, wanted)
+            self._s.loads.newest(load, lsn[0])
+        return len(taken)
+
+    def _write(self, row: LoadRow, keys: Sequence[Key], at: Checkpoint, lsn: list[Lsn]) -> None:
+        assert row.barrier is not None
+        load, engine, reader = row.name, self._s.engine, self._s.reader
+        source = engine.loads[load].mapping.sources[0]
+        table = self._plan.sources[source]
+        if load not in self._spaces:
+            self._spaces[load] = KeySpace(table=table, key=tuple(keys[0]), kind=Kind.RANGE, integer=False)
+        engine.stage_keys(load, keys)
+        with reader.snapshot(table, row.barrier, at.end_lsn, timeout_s=CHUNK_TIMEOUT_S) as shown:
+            lsn[0] = shown.lsn
+            query = self._spaces[load].matching(reader.rows, keys, engine.stage_columns(load))
+            with engine.stage_chunk(load) as staging:
+                reader.copy(query, staging.write)
+        failpoint("backfill.mid_reread")
+        engine.apply_chunk(load)
+
+    def _refused(self, row: LoadRow, asked: Asked, lsn: Lsn, error: RowRejected) -> None:
+        """A row alone that the target refuses: left for the stream to resolve a few times, then set aside."""
+        if error.sqlstate == UNIQUE_VIOLATION and asked.attempts < MAX_COLLISIONS:
+            self._queue.again(row.name, [asked.key])
+            self._not_before[row.name] = lsn
+        elif not self._queue.refused(row.name, asked.key, lsn, error):
+            source = self._s.engine.loads[row.name].mapping.sources[0]
+            set_aside(self._s.engine, self._limit, row.name, source, asked.key, lsn, error)
+
+
+def _json(keys: Sequence[Key]) -> str:
+    return json.dumps([dict(k) for k in keys])
