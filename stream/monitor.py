@@ -26,7 +26,10 @@ WIDE_S = 5.0
 
 
 class Monitor:
-    """Watches one direction from its applier's process; the forward one watches the migration as well."""
+    """Watches one direction from its applier's process; the forward one watches the migration as well.
+
+    One that does not speak (backfill's) knows the lag, and leaves metrics and heartbeat alone.
+    """
 
     def __init__(
         self,
@@ -37,6 +40,7 @@ class Monitor:
         watch: Watch,
         heartbeat: Heartbeat,
         metrics: Metrics,
+        speaks: bool = True,
     ) -> None:
         self._migration = migration
         self._direction = direction
@@ -44,13 +48,14 @@ class Monitor:
         self._watch = watch
         self._heartbeat = heartbeat
         self._metrics = metrics
+        self._speaks = speaks
         self._offset_s = (
             time.time() - time.monotonic()
         )  # from our monotonic clock to the source's; ours until it answers
         self._stuck: str | None = None
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._probe, name="lag", daemon=True)]
-        if direction is Direction.FORWARD:
+        if direction is Direction.FORWARD and speaks:
             self._threads.append(threading.Thread(target=self._look_wide, name="status", daemon=True))
 
     def start(self) -> None:
@@ -62,8 +67,14 @@ class Monitor:
 
     def refresh(self) -> None:
         """Sets the lag's metrics to what they are now; called by whoever renders them."""
+        if not self._speaks:
+            return
         lag = self._watch.trackers[self._direction].lag(self._now())
         self._metrics.lag(lag.seconds, lag.bytes, lag.freshness_s)
+
+    def lag_s(self) -> float | None:
+        """The lag now, in seconds; None when it is not known."""
+        return self._watch.trackers[self._direction].lag(self._now()).seconds
 
     def _now(self) -> float:
         return time.monotonic() + self._offset_s
@@ -82,6 +93,8 @@ class Monitor:
             tracker.seen(view, None if isinstance(target, SlackwaterError) else target)
             if view is not None:
                 self._offset_s = view.at - time.monotonic()
+            if not self._speaks:
+                continue
             self._metrics.slot_retained(view.slot.retained_bytes if view and view.slot else None)
             self._heartbeat.measured["lag"] = tracker.memory()
             stuck = tracker.stuck(self._now())

@@ -22,17 +22,20 @@ from stream.cli.context import document, invocation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verb:
-    """Where a verb lives. `changes` gives it --as; `asks` gives it --yes."""
+    """Where a verb lives. `file` gives it -c, `changes` --as, `asks` --yes."""
 
     name: str
     module: str
     example: str
+    file: bool = True
     changes: bool = False
     asks: bool = False
 
 
 VERBS = (
-    Verb(name="init", module="init", example='slackwater init --old "$OLD_DSN" --new "$NEW_DSN" > shop.yaml'),
+    Verb(
+        name="init", module="init", file=False, example='slackwater init --old "$OLD_DSN" --new "$NEW_DSN" > shop.yaml'
+    ),
     Verb(name="check", module="check", example="slackwater -c shop.yaml check"),
     Verb(name="plan", module="plan", example="slackwater -c shop.yaml plan --ddl"),
     Verb(name="grants", module="grants", example="slackwater -c shop.yaml grants > roles.sql"),
@@ -51,9 +54,9 @@ VERBS = (
     Verb(name="quarantine", module="quarantine", example="slackwater -c shop.yaml quarantine list", changes=True),
     Verb(name="journal", module="journal", example="slackwater -c shop.yaml journal --verify"),
     Verb(name="cancel", module="cancel", example="slackwater -c shop.yaml cancel", changes=True, asks=True),
-    Verb(name="schema", module="schema", example="slackwater schema > slackwater.schema.json"),
-    Verb(name="local", module="local", example='slackwater local up && eval "$(slackwater local env)"'),
-    Verb(name="demo", module="demo", example="slackwater demo"),
+    Verb(name="schema", module="schema", file=False, example="slackwater schema > slackwater.schema.json"),
+    Verb(name="local", module="local", file=False, example='slackwater local up && eval "$(slackwater local env)"'),
+    Verb(name="demo", module="demo", file=False, example="slackwater demo"),
 )
 
 # The root of what the command line's own library calls a wrong command line; its public name differs by version.
@@ -133,17 +136,18 @@ def _with_common(function: Callable[..., Any], verb: Verb) -> Callable[..., Any]
         for option in getattr(parameter.annotation, "__metadata__", ())
         for flag in _flags(option)
     }
-    wanted = ["--config", "--json", "--debug", *(["--as"] if verb.changes else []), *(["--yes"] if verb.asks else [])]
+    given = {"--config": verb.file, "--json": True, "--debug": True, "--as": verb.changes, "--yes": verb.asks}
+    wanted = [flag for flag, has in given.items() if has]
     added = {f"common_{COMMON[flag][0]}": flag for flag in wanted if flag not in declared}
 
     @functools.wraps(function)
-    def run(**given: Any) -> Any:
+    def run(**values: Any) -> Any:
         for flag, (field, _, default) in COMMON.items():
             name = declared.get(flag) or f"common_{field}"
-            value = given.pop(name, default) if name in added else given.get(name, default)
+            value = values.pop(name, default) if name in added else values.get(name, default)
             if value != default:
                 setattr(invocation(), field, value)
-        return function(**given)
+        return function(**values)
 
     extra = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=COMMON[flag][1], default=COMMON[flag][2])

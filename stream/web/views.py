@@ -16,15 +16,22 @@ from stream.web.server import Answer, Kept, View, json_answer
 
 
 def views(
-    *, heartbeat: Heartbeat, metrics: Metrics, sides: Sides, document: Callable[[], dict[str, Any]]
+    *,
+    heartbeat: Heartbeat,
+    metrics: Metrics,
+    refresh: Callable[[], None],
+    sides: Sides,
+    document: Callable[[], dict[str, Any]],
 ) -> dict[str, View]:
-    """Every path of a role's process. `document` is what `status --json` prints."""
+    """Every path of a role's process. `refresh` sets what metrics are computed when they are read, `document` is what
+    `status --json` prints."""
 
     def ready() -> Answer:
         state = {"role": heartbeat.role, "state": heartbeat.state, "reason": heartbeat.reason}
         return json_answer(state, 200 if heartbeat.ready else 503)
 
     def exposition() -> Answer:
+        refresh()
         metrics.up(heartbeat.role, heartbeat.ready)
         return Answer(200, CONTENT_TYPE, metrics.render())
 

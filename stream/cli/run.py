@@ -1,0 +1,128 @@
+"""`slackwater run`: every role this migration needs now, or one of them as a service."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import threading
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from schemas.direction import Direction
+from schemas.errors import ConfigError
+from schemas.spec import Spec
+from stream import worker
+from stream.cli import context
+from stream.supervisor import RoleName, Supervisor
+from stream.web.server import serve
+from stream.web.views import views
+
+log = logging.getLogger("slackwater.run")
+
+
+class RoleArgument(StrEnum):
+    CAPTURE = "capture"
+    APPLY = "apply"
+    BACKFILL = "backfill"
+
+
+def run(
+    role: Annotated[
+        RoleArgument | None, typer.Argument(help="One role in this process; without it, all of them.")
+    ] = None,
+    direction: Annotated[Direction, typer.Option(help="Which way the role works.")] = Direction.FORWARD,
+    listen: Annotated[str | None, typer.Option(hidden=True)] = None,
+    child_of: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Run the migration until stopped: every role it needs now, each started again if it dies, or one as a service.
+
+    Ctrl-C and SIGTERM stop at the next safe point; a second one at once. SIGHUP re-reads rates, limits and windows.
+    A role whose turn has not come waits, is ready, and says so. With a fixed port under http.listen, `run` without a
+    role gives capture, apply and backfill that port and the following ones.
+    """
+    spec = context.spec()
+    if role is None:
+        raise typer.Exit(_all(spec))
+    name = RoleName(role.value, direction)
+    if name.role == "backfill" and direction is Direction.REVERSE:
+        raise ConfigError("backfill runs forward only: the old side has its rows", hint="run backfill")
+    raise typer.Exit(_one(spec, name, listen or spec.http.listen, child_of))
+
+
+def _one(spec: Spec, name: RoleName, listen: str, parent: int | None) -> int:
+    from stream import wiring
+
+    wiring.log_as(spec, str(name))
+    process = wiring.Process(spec, name)
+    stop = threading.Event()
+
+    def reload() -> None:
+        try:
+            log.info("%s", process.reload())
+        except ConfigError as error:
+            log.error("the file was not taken over: %s", error)
+
+    worker.stop_on_signals(stop, reload)
+    _, address = serve(
+        listen,
+        views(
+            heartbeat=process.heartbeat,
+            metrics=process.metrics,
+            refresh=process.monitor.refresh,
+            sides=process.sides,
+            document=process.watch.document,
+        ),
+    )
+    process.heartbeat.measured["http"] = address
+    log.info("started; http://%s has /metrics, /healthz, /readyz, /status.json and /route", address)
+    process.start()
+    try:
+        return worker.attend(lambda: process.worker.run(stop), stop, parent)
+    finally:
+        process.stop()
+        log.info("stopped")
+
+
+def _all(spec: Spec) -> int:
+    from stream import wiring
+
+    wiring.log_as(spec, "run")
+    stop = threading.Event()
+    known: list[RoleName] = []
+    ask = wiring.sides(spec, "slackwater run")
+
+    def wanted() -> list[RoleName]:
+        known[:] = wiring.wanted(spec, known, ask)
+        return known
+
+    supervisor = Supervisor(command=lambda name: _command(spec, name), wanted=wanted)
+    worker.stop_on_signals(stop, supervisor.hang_up)
+    log.info("running migration %s; Ctrl-C stops at the next safe point", spec.migration)
+    try:
+        return supervisor.run(stop)
+    finally:
+        ask.close()
+        log.info("stopped")
+
+
+def _command(spec: Spec, name: RoleName) -> list[str]:
+    """How a role is started: by the console script that started this process."""
+    script = shutil.which(sys.argv[0]) if Path(sys.argv[0]).name.startswith("slackwater") else None
+    program = [script] if script else [sys.executable, "-c", "from stream.cli import main; main()"]
+    options = ["--direction", name.direction.value, "--listen", _listen(spec, name), "--child-of", str(os.getpid())]
+    return [*program, "-c", str(context.config_path()), "run", name.role, *options]
+
+
+def _listen(spec: Spec, name: RoleName) -> str:
+    """The file's address; a fixed port is the first of a row, one per role."""
+    host, _, port = spec.http.listen.rpartition(":")
+    if int(port) == 0:
+        return spec.http.listen
+    roles = list(RoleArgument)
+    place = roles.index(RoleArgument(name.role)) + (len(roles) if name.direction is Direction.REVERSE else 0)
+    return f"{host}:{int(port) + place}"
