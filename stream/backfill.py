@@ -278,7 +278,7 @@ class Backfill:
         thread.start()
 
     def _join(self) -> None:
-        """Workers end with their chunk; what takes longer (a whole table, an index) is cancelled and done anew later."""
+        """Workers end with their chunk; what takes longer (a whole table, an index) is cancelled, and done anew."""
         self._ended.set()
         deadline = time.monotonic() + GRACE_S
         for thread in self._threads:
