@@ -1,0 +1,256 @@
+"""Which concrete class does what: the one place that names them together.
+
+Invariant: no role starts on a file that is not the one that was prepared.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+
+from connectors.kafka.epochs import last_epoch
+from connectors.kafka.reader import EpochReader
+from connectors.kafka.registry import Registry, open_registry
+from connectors.kafka.topics import Topics
+from connectors.kafka.writer import EpochWriter
+from connectors.postgres.session import Connection, connect, secrets, translated
+from schemas.direction import Direction, Side
+from schemas.errors import ConfigError, SlackwaterError
+from schemas.plan import Plan
+from schemas.spec import Spec, load_spec
+from stream import logs, prepared, state
+from stream.apply import Apply
+from stream.backfill import Backfill
+from stream.capture import Capture, Task
+from stream.heartbeat import Heartbeat
+from stream.journal import role_actor
+from stream.metrics import Metrics
+from stream.monitor import Monitor
+from stream.pause import paused
+from stream.prepared import Flow, Prepared, plan_for
+from stream.sides import Sides
+from stream.status import Watch
+from stream.supervisor import RoleName
+from stream.worker import NotYet, Role, Worker
+
+ROLES = ("capture", "apply", "backfill")
+
+
+def dsn(spec: Spec, side: Side) -> str:
+    return str(spec.old.dsn if side is Side.OLD else spec.new.dsn)
+
+
+def sides(spec: Spec, application: str) -> Sides:
+    return Sides({side: dsn(spec, side) for side in Side}, application=application)
+
+
+def hidden(spec: Spec) -> list[str]:
+    """Every secret of the file and its environment, for the log's redaction."""
+    dsns = [spec.old.dsn, spec.new.dsn, spec.backfill.read_from, spec.verify.read_from]
+    found = [s for d in dsns if d is not None for s in secrets(str(d))]
+    for options in (spec.kafka.options, spec.kafka.registry.options):
+        shown = options.shown()
+        found += [value for name, value in options.items() if shown[name] != value]
+    return [*found, os.environ.get("PGPASSWORD", "")]
+
+
+def log_as(spec: Spec, role: str) -> None:
+    """Sets up the process's log as the file wants it."""
+    logs.configure(style=spec.log.format, level=spec.log.level, role=role, secrets=hidden(spec))
+
+
+class Process:
+    """One role as one process: what the worker, the monitor and the HTTP server of it share."""
+
+    def __init__(self, spec: Spec, name: RoleName) -> None:
+        direction = name.direction
+        self.name = name
+        self.spec = spec
+        self.metrics = Metrics(spec.migration, direction.value, name.role)
+        home = direction.source if name.role == "capture" else direction.target
+        self.heartbeat = Heartbeat(
+            dsn=dsn(spec, home), migration=spec.migration, direction=direction.value, role=name.role
+        )
+        self.sides = sides(spec, f"slackwater {name.role} {spec.migration}.{direction} watch")
+        self.watch = Watch(spec, self.sides)
+        self.monitor = Monitor(
+            migration=spec.migration,
+            direction=direction,
+            sides=self.sides,
+            watch=self.watch,
+            heartbeat=self.heartbeat,
+            metrics=self.metrics,
+            speaks=name.role == "apply",
+        )
+        self.worker = Worker(
+            build=self._build, heartbeat=self.heartbeat, metrics=self.metrics, resumed=partial(resumed, spec, name.role)
+        )
+        self._role: Role | None = None
+        self._beating = False
+
+    def start(self) -> None:
+        if self.name.role != "capture":
+            self.monitor.start()
+
+    def stop(self) -> None:
+        self.monitor.stop()
+        if self._beating:
+            self.heartbeat.stop()
+        self.sides.close()
+
+    def reload(self) -> str:
+        """Rates, limits and windows from the file as it is now. ConfigError when it cannot be used."""
+        assert self.spec.path is not None
+        fresh = load_spec(self.spec.path, os.environ)
+        if fresh.fingerprint != self.spec.fingerprint:
+            raise ConfigError(
+                "the mappings in the file have changed: only rates, limits and windows are taken over while running",
+                hint="stop `slackwater run`, `slackwater prepare`, and start it again",
+            )
+        self.spec = fresh
+        if isinstance(self._role, Backfill):
+            self._role.reconfigure(fresh.backfill)
+        return f"took over rates, limits and windows from {self.spec.path}"
+
+    def _build(self) -> Role:
+        document = _document(self.spec, self.name.direction)
+        if not self._beating:  # only now is there a table to write heartbeats to
+            self._beating = True
+            self.heartbeat.start()
+        plan = plan_for(self.spec, document, self.name.direction)
+        flow = document.flow(self.name.direction)
+        builder = {"capture": self._capture, "apply": self._apply, "backfill": self._backfill}[self.name.role]
+        self._role = builder(plan, flow, document)
+        return self._role
+
+    def _capture(self, plan: Plan, flow: Flow, document: Prepared) -> Role:
+        kafka = self.spec.kafka
+        topics = Topics(kafka.bootstrap, kafka.options)
+        return Capture(
+            Task(
+                dsn=dsn(self.spec, plan.direction.source),
+                plan=plan,
+                slot=flow.slot,
+                publication=flow.publication,
+                max_rows=self.spec.epoch.max_rows,
+                max_ms=self.spec.epoch.max_ms,
+                writer=EpochWriter(
+                    kafka.bootstrap,
+                    kafka.options,
+                    transactional_id=f"{kafka.topic_prefix}.{plan.migration}.{plan.direction}",
+                    epochs_topic=flow.epochs_topic,
+                ),
+                last_epoch=lambda: last_epoch(kafka.bootstrap, kafka.options, flow.epochs_topic),
+                partitions=topics.partitions,
+                registry=registry(self.spec, document),
+                heartbeat=self.heartbeat,
+                metrics=self.metrics,
+            )
+        )
+
+    def _apply(self, plan: Plan, flow: Flow, document: Prepared) -> Role:
+        kafka = self.spec.kafka
+        forward = plan.direction is Direction.FORWARD
+
+        def tend(conn: Connection) -> None:
+            if forward:
+                state.settle(conn, plan.migration, actor=role_actor(conn, "apply"))
+
+        return Apply(
+            target_dsn=dsn(self.spec, plan.direction.target),
+            plan=plan,
+            reader=lambda offsets, epoch: EpochReader(
+                kafka.bootstrap,
+                kafka.options,
+                epochs_topic=flow.epochs_topic,
+                topics=sorted(plan.topics.values()),
+                offsets=offsets,
+                after_epoch=epoch,
+                topic_ids=flow.topic_ids,
+            ),
+            schema_of=registry(self.spec, document).get,
+            quarantine_limit=self.spec.quarantine.limit,
+            heartbeat=self.heartbeat,
+            metrics=self.metrics,
+            paused=self._paused("apply", plan.direction),
+            housekeeping=tend,
+        )
+
+    def _backfill(self, plan: Plan, _flow: Flow, _document: Prepared) -> Role:
+        return Backfill(
+            source_dsn=dsn(self.spec, plan.direction.source),
+            target_dsn=dsn(self.spec, plan.direction.target),
+            plan=plan,
+            options=self.spec.backfill,
+            quarantine_limit=self.spec.quarantine.limit,
+            heartbeat=self.heartbeat,
+            metrics=self.metrics,
+            lag_s=self.monitor.lag_s,
+            paused=self._paused("backfill", plan.direction),
+        )
+
+    def _paused(self, what: str, direction: Direction) -> Callable[[Connection], str | None]:
+        """The operator's pause as a clause. Pauses are kept on new: the session of the role reaches it, or a line."""
+        migration = self.spec.migration
+
+        def clause(conn: Connection) -> str | None:
+            if direction.target is Side.NEW:
+                found = paused(conn, migration, what)
+            else:
+                found = self.sides.ask(Side.NEW, lambda new: paused(new, migration, what))
+            return None if found is None else found.clause
+
+        return clause
+
+
+def registry(spec: Spec, document: Prepared) -> Registry:
+    """Where the migration's schemas are, as it was prepared."""
+    kafka = spec.kafka
+    url = kafka.registry.url if document.schemas_topic is None else None
+    return open_registry(url, kafka.registry.options, kafka.bootstrap, kafka.options, document.schemas_topic or "")
+
+
+def wanted(spec: Spec, known: list[RoleName], ask: Sides) -> list[RoleName]:
+    """The roles this migration needs now: the forward ones always, the reverse ones once it is armed."""
+    names = [RoleName(role, Direction.FORWARD) for role in ROLES]
+    document = ask.attempt(Side.NEW, lambda conn: prepared.load(conn, spec.migration))
+    if isinstance(document, SlackwaterError):
+        return known or names
+    if document is not None and document.reverse is not None:
+        names += [RoleName(role, Direction.REVERSE) for role in ("capture", "apply")]
+    return names
+
+
+def resumed(spec: Spec, role: str) -> Callable[[], bool]:
+    """A question: has anybody said `resume <role>` since this call? It is asked of new's journal."""
+    query = (
+        "select coalesce(max(seq), 0) from slackwater.journal "
+        "where migration = %s and step = 'resume' and detail ->> 'what' = %s"
+    )
+
+    def newest() -> object:
+        with (
+            connect(dsn(spec, Side.NEW), application=f"slackwater {role} halted") as conn,
+            translated("asking to go on"),
+        ):
+            return conn.execute(query, (spec.migration, role)).fetchone()
+
+    before = newest()
+    return lambda: newest() != before
+
+
+def _document(spec: Spec, direction: Direction) -> Prepared:
+    """What was prepared. NotYet before that; ConfigError when the file is another one."""
+    with connect(dsn(spec, Side.NEW), application="slackwater run") as conn:
+        document = prepared.load(conn, spec.migration)
+    if document is None:
+        raise NotYet("the migration is not prepared yet", hint="slackwater prepare")
+    if direction is Direction.REVERSE and document.reverse is None:
+        raise NotYet("the reverse direction is not armed", hint="")
+    if spec.fingerprint != document.fingerprint:
+        raise ConfigError(
+            f"{spec.path or 'the file'} is not the file that migration {spec.migration} was prepared with",
+            hint="`slackwater prepare` prints the difference and prepares what changed; or bring the old file back",
+        )
+    return document
