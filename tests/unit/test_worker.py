@@ -1,0 +1,135 @@
+"""Who acts after an error: the process itself only when the error says so."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from schemas.errors import ConfigError, Halt, SlackwaterError, Superseded, Unavailable
+from stream import worker
+from stream.heartbeat import Heartbeat
+from stream.metrics import Metrics
+from stream.worker import NotYet, Role, Worker
+
+
+class Lives:
+    """A role with several lives: each ends in an error, in None (nothing left to do), or runs until it is stopped."""
+
+    def __init__(self, *ends: BaseException | None) -> None:
+        self.ends = list(ends)
+        self.built = 0
+        self.working = threading.Event()
+
+    def build(self) -> Role:
+        self.built += 1
+        return self
+
+    def run(self, stop: threading.Event) -> None:
+        if self.ends:
+            end = self.ends.pop(0)
+            if end is not None:
+                raise end
+            return
+        self.working.set()
+        stop.wait(20)
+
+
+class Setting:
+    def __init__(self, lives: Lives) -> None:
+        self.heartbeat = Heartbeat(dsn="", migration="m", direction="forward", role="apply")  # never started
+        self.metrics = Metrics("m", "forward")
+        self.resume = threading.Event()
+        self.stop = threading.Event()
+        self.outcome: list[int] = []
+        self.lives = lives
+        self.worker = Worker(
+            build=lives.build,
+            heartbeat=self.heartbeat,
+            metrics=self.metrics,
+            resumed=lambda: self.resume.is_set,
+        )
+        self.thread = threading.Thread(target=lambda: self.outcome.append(self.worker.run(self.stop)))
+        self.thread.start()
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < deadline, (self.heartbeat.state, self.heartbeat.reason)
+            time.sleep(0.01)
+
+    def end(self) -> int:
+        self.stop.set()
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+        return self.outcome[0]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr(worker, "RESUME_POLL_S", 0.02)
+    monkeypatch.setattr(worker, "IDLE_S", 0.02)
+
+
+def test_backoff_builds_the_role_anew() -> None:
+    setting = Setting(Lives(Unavailable("down"), Unavailable("down")))
+    setting.until(setting.lives.working.is_set)
+    assert setting.lives.built == 3
+    assert setting.heartbeat.last_error is not None
+    assert setting.heartbeat.last_error["cause"] == "down"
+    assert setting.end() == worker.DONE
+
+
+@pytest.mark.parametrize("error", [Halt("a hole", hint="fill it"), SlackwaterError("unknown")])
+def test_an_operators_error_stands_still_until_resume(error: SlackwaterError) -> None:
+    setting = Setting(Lives(error))
+    setting.until(lambda: setting.heartbeat.state == "halted")
+    time.sleep(0.2)
+    assert setting.lives.built == 1
+    assert setting.heartbeat.reason == error.cause
+    assert not setting.heartbeat.ready
+    setting.resume.set()
+    setting.until(setting.lives.working.is_set)
+    assert setting.lives.built == 2
+    assert setting.end() == worker.DONE
+
+
+def test_an_unexpected_error_halts_and_shows_no_values(caplog: pytest.LogCaptureFixture) -> None:
+    setting = Setting(Lives(ValueError("card 4111-1111")))
+    setting.until(lambda: setting.heartbeat.state == "halted")
+    assert setting.heartbeat.reason is not None
+    assert setting.heartbeat.reason.startswith("unexpected ValueError at test_worker.py:")
+    assert "4111" not in str(setting.heartbeat.last_error) + caplog.text
+    assert "in run" in caplog.text  # the stack is there
+    assert setting.end() == worker.DONE
+
+
+def test_superseded_ends_the_process() -> None:
+    setting = Setting(Lives(Superseded("another applier is ahead")))
+    setting.thread.join(10)
+    assert setting.outcome == [worker.FAILED]
+
+
+def test_another_file_ends_the_process() -> None:
+    setting = Setting(Lives(ConfigError("not the prepared one")))
+    setting.thread.join(10)
+    assert setting.outcome == [2]
+
+
+def test_a_role_whose_turn_has_not_come_waits_and_is_ready() -> None:
+    setting = Setting(Lives(*[NotYet("not prepared yet") for _ in range(3)]))
+    setting.until(lambda: setting.heartbeat.state == "waiting")
+    assert setting.heartbeat.ready
+    assert setting.heartbeat.last_error is None
+    setting.until(setting.lives.working.is_set)
+    assert setting.end() == worker.DONE
+
+
+def test_nothing_left_to_do_is_asked_again() -> None:
+    setting = Setting(Lives(None))
+    setting.until(setting.lives.working.is_set)
+    assert setting.lives.built == 2
+    assert setting.end() == worker.DONE
