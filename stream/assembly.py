@@ -157,7 +157,7 @@ class Assembly:
                     continue
                 route = routes.get(frame[ROW_RELATION])
                 if route is None:
-                    raise unannounced(frame[ROW_RELATION])
+                    raise self._relations.stranger(frame[ROW_RELATION])
                 key, value = route.encode(
                     frame[BODY:], commit_lsn=self._commit_lsn, seq=seq, xid=self._xid, commit_ms=self._commit_ms
                 )
@@ -174,9 +174,10 @@ class Assembly:
             elif letter == COMMIT:
                 self._commit(frame)
             elif letter == RELATION:
-                route = self._relations.describe(pgoutput.relation(frame))
-                if not route.rows:
-                    self._empty(route)
+                self._relations.describe(pgoutput.relation(frame))
+                for described in self._relations:
+                    if not described.rows:
+                        self._empty(described)
             elif letter == TRUNCATE:
                 self._truncate(frame)
             elif letter == MESSAGE:
@@ -243,9 +244,10 @@ class Assembly:
             self._fresh = False
             if seq <= self._skip:
                 continue
-            route = self._routes.get(oid.to_bytes(4, "big"))
+            relation = oid.to_bytes(4, "big")
+            route = self._routes.get(relation)
             if route is None:
-                raise unannounced(oid.to_bytes(4, "big"))
+                raise self._relations.stranger(relation)
             row = route.encode(
                 frame[BODY:], commit_lsn=self._commit_lsn, seq=seq, xid=self._xid, commit_ms=self._commit_ms
             )
@@ -355,7 +357,3 @@ class Assembly:
         self._newest = epoch
         self._clear()
         self._emit(draft)
-
-
-def unannounced(oid: bytes) -> Halt:
-    return Halt(f"a row of relation {int.from_bytes(oid, 'big')} came before its description", hint=REPORT)

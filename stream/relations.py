@@ -12,7 +12,7 @@ from typing import Protocol
 from connectors.postgres.pgoutput import Relation
 from schemas.encoder import Encoder
 from schemas.envelope import Schema, key_schema, value_schema
-from schemas.errors import SchemaChanged
+from schemas.errors import Halt, SchemaChanged
 from schemas.plan import Plan
 from schemas.table import Table
 from schemas.wire import Wire, WireColumn
@@ -43,7 +43,9 @@ class Route:
 class Relations:
     """Routes by relation id, as the stream describes them.
 
-    `by_id` is keyed by the four bytes that a row message names its relation with, so that the hot loop parses nothing.
+    A description alone is no change: pgoutput also describes the partition in which a row of a published root lies.
+    Only a row of a relation that was not prepared is an error, and `stranger` is that error. `by_id` is keyed by the
+    four bytes with which a row message names its relation, so that the hot loop parses nothing.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Relations:
     ) -> None:
         self.by_id: dict[bytes, Route] = {}
         self.announced = 0  # descriptions so far
+        self._strangers: dict[bytes, SchemaChanged] = {}
         self._plan = plan
         self._database = database
         self._registry = registry
@@ -63,10 +66,20 @@ class Relations:
         self._routes: dict[str, Route] = {}
         self._prepared_types = {c.type_oid: c.type for t in plan.sources.values() for c in t.columns}
 
-    def describe(self, relation: Relation) -> Route:
-        """The route of a relation that was just announced. Errors: SchemaChanged; the registry's."""
+    def describe(self, relation: Relation) -> None:
+        """A relation as it is from here on. Errors: SchemaChanged; the registry's."""
         self.announced += 1
-        table = self._prepared(relation)
+        oid = relation.oid.to_bytes(4, "big")
+        table = self._plan.sources.get(relation.name)
+        if table is None or table.schema != relation.schema:
+            self.by_id.pop(oid, None)
+            self._strangers[oid] = self._unprepared(relation)
+            return
+        if table.oid and table.oid != relation.oid:
+            raise SchemaChanged(
+                f"table {table.schema}.{table.name} was dropped and created anew: changes made in between are lost",
+                hint="`slackwater cancel`, then prepare anew",
+            )
         wire = self._wire(relation, table)
         route = self._routes.get(table.name)
         if route is None or route.wire != wire:
@@ -76,32 +89,30 @@ class Relations:
                 route = self._routes[table.name] = Route(f"{table.schema}.{table.name}", topic, wire, encode)
             else:
                 route.wire, route.encode = wire, encode
-        self.by_id[relation.oid.to_bytes(4, "big")] = route
-        return route
+        self.by_id[oid] = route
+
+    def stranger(self, oid: bytes) -> Halt:
+        """What a row of a relation without a route means."""
+        return self._strangers.get(oid) or Halt(
+            f"a row of relation {int.from_bytes(oid, 'big')} came before its description",
+            hint="report this with the server's version; nothing of it was published",
+        )
 
     def __iter__(self) -> Iterator[Route]:
         return iter(self._routes.values())
 
-    def _prepared(self, relation: Relation) -> Table:
+    def _unprepared(self, relation: Relation) -> SchemaChanged:
         name = f"{relation.schema}.{relation.name}"
-        table = self._plan.sources.get(relation.name)
-        if table is None or table.schema != relation.schema:
-            before = next((t for t in self._plan.sources.values() if t.oid == relation.oid), None)
-            if before is not None:
-                raise SchemaChanged(
-                    f"table {before.schema}.{before.name} was renamed to {name}",
-                    hint="rename it back, or edit the mapping and run `slackwater prepare`; the slot holds everything",
-                )
-            raise SchemaChanged(
-                f"the stream holds changes of {name}, which was not prepared",
-                hint="take it out of the publication, or add it to the mapping and run `slackwater prepare`",
+        before = next((t for t in self._plan.sources.values() if t.oid == relation.oid), None)
+        if before is not None:
+            return SchemaChanged(
+                f"table {before.schema}.{before.name} was renamed to {name}",
+                hint="rename it back, or edit the mapping and run `slackwater prepare`; the slot holds everything",
             )
-        if table.oid and table.oid != relation.oid:
-            raise SchemaChanged(
-                f"table {name} was dropped and created anew; what happened in between is not in the stream",
-                hint="`slackwater cancel`, then prepare anew",
-            )
-        return table
+        return SchemaChanged(
+            f"the stream holds changes of {name}, which was not prepared",
+            hint="take it out of the publication, or add it to the mapping and run `slackwater prepare`",
+        )
 
     def _wire(self, relation: Relation, table: Table) -> Wire:
         name = f"{table.schema}.{table.name}"
