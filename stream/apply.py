@@ -20,10 +20,10 @@ from connectors.postgres.target import Target
 from schemas.change import Change
 from schemas.decoder import Decoder
 from schemas.epoch import Epoch
-from schemas.errors import SlackwaterError, StreamGap
+from schemas.errors import StreamGap
 from schemas.plan import Plan
 from schemas.position import Lsn, format_lsn
-from stream.batch import Batch, Decoded, Offsets
+from stream.batch import Batch, Folding, Offsets, Work
 from stream.engine import Engine
 from stream.heartbeat import Heartbeat
 from stream.metrics import Metrics
@@ -32,7 +32,6 @@ from stream.shape import Shapes
 log = logging.getLogger("slackwater.apply")
 
 TRANSACTION_ROWS = 20_000  # waiting epochs share a transaction up to about this many changes
-AHEAD = 2  # decoded epochs that wait
 POLL_S = 0.2
 HOUSEKEEPING_S = 1.0
 KEEP_EPOCHS = 10_000
@@ -99,9 +98,11 @@ class Apply:
             engine = Engine(conn, self._plan)
             target = Target(control, self._plan.migration, self._plan.direction)
             checkpoint = target.checkpoint()
-            feed = Feed(self._open_reader(checkpoint.offsets, checkpoint.epoch), self._decoder(target))
+            folding = Folding(engine)
+            feed = Feed(self._open_reader(checkpoint.offsets, checkpoint.epoch), self._decoder(target), folding)
             batch = Batch(
                 engine,
+                folding,
                 holder=f"apply.{direction}",
                 quarantine_limit=self._limit,
                 more=lambda: feed.wait(stop),
@@ -144,7 +145,6 @@ class Apply:
         self, stop: threading.Event, engine: Engine, target: Target, batch: Batch, feed: Feed, checkpoint: Checkpoint
     ) -> None:
         tend = Tending(engine, target, self._metrics, self._housekeeping)
-        held: Decoded | None = None
         looked_at = 0.0
         paused: str | None = None
         self._say(checkpoint, None)
@@ -157,9 +157,8 @@ class Apply:
                 self._heartbeat.paused(paused)
                 stop.wait(POLL_S)
                 continue
-            first = held or feed.next(POLL_S)
-            held = None
-            if first is None:
+            work = feed.next(POLL_S)
+            if work is None:
                 if feed.problem is not None:
                     self._heartbeat.waiting(feed.problem)
                 else:
@@ -167,24 +166,21 @@ class Apply:
                 self._say(checkpoint, None)
                 continue
             self._heartbeat.running()
-            taken = [first]
-            rows = len(first.changes)
-            while taken[-1].epoch.complete and rows < TRANSACTION_ROWS and (following := feed.next(0)) is not None:
-                if not following.epoch.complete:
-                    held = following
-                    break
-                taken.append(following)
-                rows += len(following.changes)
-            if first.epoch.previous != checkpoint.epoch:
+            first = work.epochs[0]
+            if first.previous != checkpoint.epoch:
                 raise StreamGap(
-                    f"epoch {first.epoch.epoch} follows {first.epoch.previous}, the checkpoint is {checkpoint.epoch}",
+                    f"epoch {first.epoch} follows {first.previous}, the checkpoint is {checkpoint.epoch}",
                     hint="the epochs topic lacks records; do not start again without finding out why",
                 )
-            self._say(checkpoint, first.epoch)
+            self._say(checkpoint, first)
             failpoint("apply.before_write")
             started = time.monotonic()
-            taken, checkpoint = batch.write(taken, checkpoint)
-            self._count(taken, time.monotonic() - started)
+            epochs, checkpoint = batch.write(work, checkpoint)
+            for (op, table), n in batch.counted.items():
+                self._metrics.rows("apply", op, table, n)
+            seconds = time.monotonic() - started
+            for _ in epochs:
+                self._metrics.epoch("apply", seconds / len(epochs))
             self._say(checkpoint, None)
 
     def _say(self, checkpoint: Checkpoint, pending: Epoch | None) -> None:
@@ -194,25 +190,18 @@ class Apply:
             pending_since=None if pending is None else pending.first_committed_at,
         )
 
-    def _count(self, taken: Sequence[Decoded], seconds: float) -> None:
-        counts: dict[tuple[str, str], int] = {}
-        for decoded in taken:
-            for change in decoded.changes:
-                k = (change.op, change.table)
-                counts[k] = counts.get(k, 0) + 1
-        for (op, table), n in counts.items():
-            self._metrics.rows("apply", op, table, n)
-        for _ in taken:
-            self._metrics.epoch("apply", seconds / len(taken))
-
 
 class Feed:
-    """Fetches and decodes ahead, in a thread of its own. Its errors are raised where epochs are taken."""
+    """Fetches, decodes and folds ahead, in a thread of its own. Its errors are raised where work is taken.
 
-    def __init__(self, reader: Reader, decode: Callable[[bytes], Change]) -> None:
+    Waiting epochs are folded together up to about TRANSACTION_ROWS changes: they will share a transaction.
+    """
+
+    def __init__(self, reader: Reader, decode: Callable[[bytes], Change], folding: Folding) -> None:
         self._reader = reader
         self._decode = decode
-        self._ready: queue.Queue[Decoded | SlackwaterError | Exception] = queue.Queue(maxsize=AHEAD)
+        self._folding = folding
+        self._ready: queue.Queue[Work | Exception] = queue.Queue(maxsize=1)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
         self._thread.start()
@@ -222,19 +211,19 @@ class Feed:
         """Why nothing comes, as far as the reader knows."""
         return self._reader.problem
 
-    def next(self, timeout_s: float) -> Decoded | None:
-        """The next epoch, or None when there is none yet. Raises what ended the thread."""
+    def next(self, timeout_s: float) -> Work | None:
+        """The next epochs, or None when there are none yet. Raises what ended the thread."""
         try:
-            item = self._ready.get(timeout=timeout_s) if timeout_s else self._ready.get_nowait()
+            item = self._ready.get(timeout=timeout_s)
         except queue.Empty:
             return None
-        if isinstance(item, Decoded):
+        if isinstance(item, Work):
             return item
         self._put(item)  # it stays the answer
         raise item
 
-    def wait(self, stop: threading.Event) -> Decoded | None:
-        """The next epoch; None only when told to stop."""
+    def wait(self, stop: threading.Event) -> Work | None:
+        """The next epochs; None only when told to stop."""
         while not stop.is_set():
             found = self.next(POLL_S)
             if found is not None:
@@ -246,7 +235,7 @@ class Feed:
         self._thread.join(timeout=30)
         self._reader.close()
 
-    def _put(self, item: Decoded | Exception) -> None:
+    def _put(self, item: Work | Exception) -> None:
         while not self._ended.is_set():
             try:
                 self._ready.put(item, timeout=POLL_S)
@@ -255,17 +244,37 @@ class Feed:
                 continue
 
     def _run(self) -> None:
-        decode = self._decode
         try:
+            held: Fetched | None = None
             while not self._ended.is_set():
-                fetched = self._reader.next(POLL_S)
+                fetched = held or self._reader.next(POLL_S)
+                held = None
                 if fetched is None:
                     continue
-                changes = [decode(value) for value in fetched.rows]
-                changes.sort(key=_position)
-                self._put(Decoded(epoch=fetched.epoch, changes=changes, offsets=fetched.offsets))
+                work = self._folding.work()
+                self._add(work, fetched)
+                while self._may_grow(work):
+                    # The writer is busy: what has come meanwhile goes along.
+                    held = self._reader.next(0.002)
+                    if held is None:
+                        continue
+                    if not held.epoch.complete:
+                        break
+                    self._add(work, held)
+                    held = None
+                self._put(work)
         except Exception as error:  # noqa: BLE001 - handed to the role's own thread, which raises it
             self._put(error)
+
+    def _may_grow(self, work: Work) -> bool:
+        room = work.complete and len(work.changes) < TRANSACTION_ROWS
+        return room and self._ready.full() and not self._ended.is_set()
+
+    def _add(self, work: Work, fetched: Fetched) -> None:
+        decode = self._decode
+        changes = [decode(value) for value in fetched.rows]
+        changes.sort(key=_position)
+        self._folding.add(work, fetched.epoch, changes, fetched.offsets)
 
 
 def _position(change: Change) -> Any:

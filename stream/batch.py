@@ -7,8 +7,9 @@ and set aside by name, or the stream halts; it is never left out in silence.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from connectors.failpoint import failpoint
 from connectors.postgres.control import Checkpoint
@@ -16,136 +17,166 @@ from connectors.postgres.session import translated
 from connectors.postgres.target import canonical, key_text
 from schemas.change import Change
 from schemas.epoch import Epoch
-from schemas.errors import Halt, RowRejected
+from schemas.errors import RowRejected, Unavailable
 from schemas.position import Lsn
 from stream.engine import Engine
 from stream.engine.staging import Staged
-from stream.fold import Folded, fold
+from stream.fold import Folded
 
 log = logging.getLogger("slackwater.apply")
 
 UNIQUE_VIOLATION = "23505"
-MAX_FOLDED_ROWS = 500_000
+MAX_FOLDED_ROWS = 200_000
 
 Offsets = dict[str, dict[int, int]]
 
 
 @dataclass(slots=True)
-class Decoded:
-    """One epoch record with its changes, in position order, and the offsets that follow it."""
+class Work:
+    """Epochs that share a target transaction: their records, their changes in position order, and those folded.
 
-    epoch: Epoch
+    `offsets` is what to read next after them. Only the last record may be incomplete, and then it is the only one.
+    """
+
+    epochs: list[Epoch]
     changes: list[Change]
+    tables: dict[str, Folded]
+    keyless: dict[str, list[Change]]
     offsets: Offsets
 
-
-@dataclass(slots=True)
-class _Pending:
-    """What is to be written next: folded tables, and the changes of tables without a key."""
-
-    tables: dict[str, Folded]
-    keyless: dict[str, list[Change]] = field(default_factory=dict)
+    @property
+    def complete(self) -> bool:
+        return self.epochs[-1].complete
 
     @property
-    def rows(self) -> int:
-        return sum(t.changes for t in self.tables.values())
+    def end_lsn(self) -> Lsn:
+        return self.epochs[-1].end_lsn
+
+
+class Folding:
+    """How changes are folded for an engine: by the keys its tables have, those without one left as they are."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.keys = {name: stage.key for name, stage in engine.stages.items()}
+        self._keyless = {x.mapping.sources[0] for x in engine.loads.values() if not x.mapping.key}
+
+    def work(self) -> Work:
+        return Work(epochs=[], changes=[], tables={}, keyless={}, offsets={})
+
+    def add(self, work: Work, epoch: Epoch, changes: list[Change], offsets: Offsets) -> None:
+        """Continue `work` with the next epoch."""
+        work.epochs.append(epoch)
+        work.changes += changes
+        work.offsets = merged(work.offsets, offsets)
+        for change in changes:
+            table = change.table
+            folded = work.tables.get(table)
+            if folded is not None:
+                folded.add(change)
+            elif table in self._keyless:
+                work.keyless.setdefault(table, []).append(change)
+            else:
+                work.tables[table] = Folded(key=self.keys[table])
+                work.tables[table].add(change)
 
 
 class Batch:
     """Writes runs of epochs. `more` waits for the stream's next epoch; it returns None only when told to stop."""
 
     def __init__(
-        self, engine: Engine, *, holder: str, quarantine_limit: int, more: Callable[[], Decoded | None]
+        self,
+        engine: Engine,
+        folding: Folding,
+        *,
+        holder: str,
+        quarantine_limit: int,
+        more: Callable[[], Work | None],
     ) -> None:
         self._engine = engine
+        self._folding = folding
         self._holder = holder
         self._limit = quarantine_limit
         self._more = more
-        self._keys = {name: stage.key for name, stage in engine.stages.items()}
-        self._keyless = {x.mapping.sources[0] for x in engine.loads.values() if not x.mapping.key}
+        self._keys = folding.keys
         self._quarantined: dict[str, set[str]] = {}
+        self.counted = Counter[tuple[str, str]]()  # (op, source table) of the latest write
 
-    def write(self, run: Sequence[Decoded], checkpoint: Checkpoint) -> tuple[list[Decoded], Checkpoint]:
-        """Apply `run` (which continues with `more` while its last epoch is incomplete) and commit.
+    def write(self, work: Work, checkpoint: Checkpoint) -> tuple[list[Epoch], Checkpoint]:
+        """Apply `work` (and what continues it, while its last epoch is incomplete) and commit.
 
         Returns every epoch that the transaction took, and the checkpoint it left.
         """
         e = self._engine
-        taken = list(run)
-        e.begin(holder=self._holder, lock="exclusive", writing=any(d.changes for d in taken))
+        done: list[Epoch] = []
+        self.counted.clear()
+        e.begin(holder=self._holder, lock="exclusive", writing=bool(work.changes))
         try:
             with translated("applying"):
                 self._quarantined = e.target.quarantined()
-                self._part([c for d in taken for c in d.changes], taken, checkpoint.end_lsn)
-                while not taken[-1].epoch.complete:
-                    part = self._more()
-                    if part is None:
-                        raise Halt(
-                            f"epoch {taken[-1].epoch.epoch} continues, but the stream ended",
-                            hint="start apply again; nothing of this transaction was applied",
+                self._part(work, checkpoint.end_lsn)
+                while not work.complete:
+                    following = self._more()
+                    if following is None:
+                        raise Unavailable(
+                            f"told to stop inside epoch {work.epochs[-1].epoch}, which continues",
+                            hint="start apply again: nothing of that transaction was applied, and nothing is lost",
                         )
-                    taken.append(part)
+                    following.offsets = merged(work.offsets, following.offsets)
+                    done += work.epochs
+                    work = following
                     e.clear(list(self._keys))
-                    self._part(part.changes, taken, checkpoint.end_lsn)
+                    self._part(work, checkpoint.end_lsn)
                 failpoint("apply.before_checkpoint")
-                last = taken[-1]
-                offsets = merged(checkpoint.offsets, last.offsets)
-                e.target.advance(checkpoint.epoch, [d.epoch for d in taken], offsets)
+                epochs = [*done, *work.epochs]
+                last = epochs[-1]
+                offsets = merged(checkpoint.offsets, work.offsets)
+                e.target.advance(checkpoint.epoch, epochs, offsets)
                 failpoint("apply.before_commit")
         except BaseException:
             e.abandon()
             raise
         e.commit()
         failpoint("apply.after_commit")
-        return taken, Checkpoint(
-            epoch=last.epoch.epoch,
-            end_lsn=last.epoch.end_lsn,
-            last=last.epoch.last,
+        return epochs, Checkpoint(
+            epoch=last.epoch,
+            end_lsn=last.end_lsn,
+            last=last.last,
             offsets=offsets,
             system_id=checkpoint.system_id,
             timeline=checkpoint.timeline,
             slot=checkpoint.slot,
         )
 
-    def _part(self, changes: list[Change], taken: list[Decoded], applied_lsn: Lsn) -> None:
+    def _part(self, work: Work, applied_lsn: Lsn) -> None:
         """Write one part of the transaction, again and again until the target takes it or the cause is known."""
-        if not changes:
+        if not work.changes:
             return
         e = self._engine
-        pending = self._fold(changes)
         swap: set[str] = set()
         skip: dict[str, list[int]] = {}
         while True:
             e.savepoint("part")
             try:
-                staged = e.stage(pending.tables)
+                staged = e.stage(work.tables)
                 known = self._known(staged)
                 left_out = {name: [*skip.get(name, ()), *known.get(name, ())] for name in {*skip, *known}}
                 e.settle(staged, swap=swap, skip=left_out, applied_lsn=applied_lsn)
-                for source, rows in pending.keyless.items():
-                    e.keyless.apply(source, rows)
-                self._join(pending, staged, known)
+                for source, changes in work.keyless.items():
+                    e.keyless.apply(source, changes)
+                self._join(work, staged, known)
+                self.counted.update((change.op, change.table) for change in work.changes)
                 return
             except RowRejected as error:
                 load = e.current
                 e.back_to("part")
                 if error.sqlstate == UNIQUE_VIOLATION:
-                    self._unique(load, error, swap, pending, taken)
+                    self._unique(load, error, swap, work)
                 else:
-                    self._isolate(load, error, pending, skip)
-
-    def _fold(self, changes: list[Change]) -> _Pending:
-        if not self._keyless:
-            return _Pending(fold(changes, self._keys))
-        pending = _Pending(fold([c for c in changes if c.table not in self._keyless], self._keys))
-        for change in changes:
-            if change.table in self._keyless:
-                pending.keyless.setdefault(change.table, []).append(change)
-        return pending
+                    self._isolate(load, error, work, skip)
 
     # What the target refuses.
 
-    def _unique(self, load: str, error: RowRejected, swap: set[str], pending: _Pending, taken: list[Decoded]) -> None:
+    def _unique(self, load: str, error: RowRejected, swap: set[str], work: Work) -> None:
         """A unique value moved between rows of the batch, or stands in a chunk that is newer than the batch."""
         e = self._engine
         if e.replica and load not in swap and load in e.loads and e.loads[load].mapping.row_local:
@@ -153,16 +184,13 @@ class Batch:
             return
         state = e.states.get(load)
         newest = state.newest_lsn if state is not None else Lsn(0)
-        if taken[-1].epoch.complete and taken[-1].epoch.end_lsn < newest and pending.rows < MAX_FOLDED_ROWS:
+        if work.complete and work.end_lsn < newest and len(work.changes) < MAX_FOLDED_ROWS and not work.keyless:
             further = self._more()
-            if further is not None and further.epoch.complete:
-                taken.append(further)
-                extra = self._fold(further.changes)
-                if not (extra.keyless or pending.keyless):
-                    for change in further.changes:
-                        table = pending.tables.setdefault(change.table, Folded(key=self._keys[change.table]))
-                        table.add(change)
-                    return
+            if further is not None and further.complete and not further.keyless:
+                for number, epoch in enumerate(further.epochs):
+                    changes = further.changes if number == 0 else []
+                    self._folding.add(work, epoch, changes, further.offsets)
+                return
         raise RowRejected(
             f"{error.cause}: two rows of the new table {load} want the same unique value",
             hint="the new constraint is stricter than the old one, or the mapping merges rows: change the data on old, "
@@ -170,13 +198,13 @@ class Batch:
             sqlstate=error.sqlstate,
         ) from error
 
-    def _isolate(self, load: str, error: RowRejected, pending: _Pending, skip: dict[str, list[int]]) -> None:
+    def _isolate(self, load: str, error: RowRejected, work: Work, skip: dict[str, list[int]]) -> None:
         """Find the staged rows that the target refuses, by bisection, and set them aside."""
         e = self._engine
         if load not in e.loads or not e.loads[load].mapping.row_local or not e.loads[load].mapping.key:
             raise error
         source = e.loads[load].mapping.sources[0]
-        staged = e.stage(pending.tables)
+        staged = e.stage(work.tables)
         rows = [n for part in staged[source].parts for n in part.rows]
         already = {*skip.get(load, ()), *self._known(staged).get(load, ())}
         e.savepoint("probe")
@@ -192,7 +220,7 @@ class Batch:
                 hint="`slackwater quarantine list` shows them; mend the mapping or the data, or raise quarantine.limit",
                 sqlstate=error.sqlstate,
             ) from error
-        folded = pending.tables[source]
+        folded = work.tables[source]
         order = list(folded.rows.values())
         for (n, why), key in zip(found, keys, strict=True):
             e.target.quarantine(load, source, key, order[n].position, why.sqlstate, why.cause)
@@ -236,11 +264,11 @@ class Batch:
                     joined.setdefault(load, []).append(n)
         return joined
 
-    def _join(self, pending: _Pending, staged: dict[str, Staged], known: dict[str, list[int]]) -> None:
+    def _join(self, work: Work, staged: dict[str, Staged], known: dict[str, list[int]]) -> None:
         """Count later changes on the rows in quarantine; one that took another key stands there under that too."""
         for load, rows in known.items():
             source = self._engine.loads[load].mapping.sources[0]
-            folded = pending.tables[source]
+            folded = work.tables[source]
             every = [*folded.rows.values(), *folded.gone]
             for n in rows:
                 key = self._key(source, staged[source].keys[n])

@@ -1,8 +1,8 @@
 """Folding an epoch's changes to the last image per row.
 
 Invariant: what a fold hands on is the difference between two states the source was in. Order is by position alone; a
-row keeps the key it had before the epoch (its origin), so a key change stays one change, and values that PostgreSQL did not
-send are merged from earlier images of the same row, never from another row.
+row keeps the key it had before the epoch (its origin), so a key change stays one change, and values that PostgreSQL did
+not send are merged from earlier images of the same row, never from another row.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Shapes:
             if whole:
                 raise SchemaChanged(
                     f"{table} has a new column {added[0]}, and {whole[0]} takes the table over whole",
-                    hint=f"add {added[0]} to {whole[0]} (or list it under `drop`), then run `slackwater prepare`; {_HELD}",
+                    hint=f"add {added[0]} to {whole[0]}, or drop it in the file, then `slackwater prepare`; {_HELD}",
                 )
         return tuple(absent)
 
