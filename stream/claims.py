@@ -34,8 +34,8 @@ class Sizer:
         return max(1, int(self._chunk_bytes / self._row_bytes))
 
     def seen(self, *, rows: int, size: int, seconds: float) -> None:
-        """Learn from a chunk that was loaded. One of a few rows tells of its fixed costs only."""
-        if rows < MIN_ROWS:
+        """Learn from a chunk that was loaded. The rest of a table, a few rows, tells of its fixed costs only."""
+        if rows < min(MIN_ROWS, self.rows):
             return
         self._row_bytes = max(1.0, size / rows)
         in_time = int(rows * AIM_S / max(seconds, 0.001))

@@ -21,6 +21,7 @@ from connectors.postgres.session import cancel, connect, translated
 from schemas.errors import RowRejected, SlackwaterError
 from schemas.plan import Plan
 from schemas.position import ZERO, Lsn, Position
+from stream.bulk import apply_chunk
 from stream.claims import Claim
 from stream.engine import Engine, Lock
 from stream.loads import Loads
@@ -134,7 +135,7 @@ class Loader:
 
     def _written(self, claim: Claim, at: Checkpoint) -> Read:
         read = self._copy(claim, at)
-        self._s.engine.apply_chunk(claim.work.name)
+        apply_chunk(self._s.engine, claim.work.name)
         return read
 
     def _copy(self, claim: Claim, at: Checkpoint) -> Read:
