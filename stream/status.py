@@ -69,11 +69,7 @@ class Watch:
             "safe_to_cutover": safe,
             "safe_to_rollback": None,
             "cutover": {"at": None, "pause_seconds": None},
-            "errors": {
-                s.value: {"cause": e.cause, "remedy": e.hint}
-                for s, e in looks.items()
-                if isinstance(e, SlackwaterError)
-            },
+            "errors": _errors({**looks, Side.NEW: new if isinstance(new, SlackwaterError) else looks[Side.NEW]}),
         }
         document["next"] = _next(document, gates, spec)
         return document
@@ -241,6 +237,12 @@ def current_turn(turns: Mapping[Side, control.Turn | None], looks: Mapping[Side,
     if any(_failed(found) for found in looks.values()):
         return None
     return max([0, *(turn.open_turn for turn in turns.values() if turn is not None)])
+
+
+def _errors(answers: Mapping[Side, object]) -> Document:
+    """Per side, why there is no answer."""
+    failed = {side.value: answer for side, answer in answers.items() if isinstance(answer, SlackwaterError)}
+    return {side: {"cause": error.cause, "remedy": error.hint} for side, error in failed.items()}
 
 
 def _failed(found: object) -> bool:
