@@ -18,6 +18,7 @@ Path = tuple[str | int, ...]
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _STRING = "tag:yaml.org,2002:str"
+_BOOL = "tag:yaml.org,2002:bool"
 
 
 class Document:
@@ -107,6 +108,8 @@ class _Builder:
         text = str(node.value)
         if node.tag == _STRING and "${" in text:
             return _VARIABLE.sub(lambda match: self._variable(match, line), text)
+        if node.tag == _BOOL and text.lower() not in ("true", "false"):
+            return text  # a column may well be called no, on or off
         try:
             return self._loader.construct_object(node)
         except (yaml.YAMLError, ValueError):
