@@ -51,7 +51,7 @@ class Story:
         stage.say(f"  $ slackwater local up --dir {stage.folder / 'servers'}")
         stage.say(f'  $ eval "$(slackwater local env --dir {stage.folder / "servers"})"')
         stage.env.update(json.loads(document)["env"])
-        scale = f" -v scale={self._scale}"
+        scale = "" if self._scale == 1 else f" -v scale={self._scale}"
         stage.run(f'psql "$OLD_DSN" -q -1 -v ON_ERROR_STOP=1{scale} -f old.sql -f rows.sql')
         stage.run(
             "psql \"$OLD_DSN\" -At -c \"select count(*) || ' tables, ' || to_char(sum(reltuples), 'FM999,999,999')"

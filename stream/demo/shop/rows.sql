@@ -1,4 +1,8 @@
--- About 200,000 rows, times the `scale` that the demo puts in for :scale. Deterministic: every run has the same shop.
+-- About 200,000 rows, times psql's variable `scale`. Deterministic: every run has the same shop.
+\if :{?scale}
+\else
+\set scale 1
+\endif
 
 insert into customers (cust_nm, email, phone, fax, street, city, zip, country, status, birth_dt, credit, notes)
 select (array['Grace','Alan','Edsger','Barbara','Donald','Radia','Tim','Frances'])[1 + n % 8] || ' '
