@@ -173,9 +173,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(argv: list[str]) -> int:
     try:
-        answer = typer.main.get_command(application(argv)).main(
-            args=argv, prog_name="slackwater", standalone_mode=False
-        )
+        command = typer.main.get_command(application(argv))
+        answer = command.main(args=argv or ["--help"], prog_name="slackwater", standalone_mode=False)
     except SlackwaterError as error:
         _explain(error)
         return error.exit_code

@@ -141,5 +141,6 @@ def confirm(question: str) -> None:
         return
     if _invocation.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise ConfigError(f"this needs a yes: {question}", hint="run it on a terminal, or give --yes")
-    if not typer.confirm(question, err=True):
+    typer.echo(f"{question} [y/N] ", err=True, nl=False)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise Refused("not confirmed; nothing was changed", hint="answer y, or give --yes")

@@ -1,0 +1,189 @@
+"""What every verb promises: help with an example, --json, exit statuses, causes with remedies, no hangs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stream.cli import VERBS, exits
+
+COMMAND = str(Path(sys.executable).with_name("slackwater"))
+PRESENT = [v for v in VERBS if importlib.util.find_spec(f"stream.cli.{v.module}") is not None]
+
+
+def slackwater(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    variables = {k: v for k, v in os.environ.items() if k != "SLACKWATER_CONFIG"} | (env or {})
+    return subprocess.run(
+        [COMMAND, *arguments], capture_output=True, text=True, timeout=60, env=variables, stdin=subprocess.DEVNULL
+    )
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "shop.yaml"
+    path.write_text(
+        "migration: shop\n"
+        'old: {dsn: "host=127.0.0.1 port=1 password=hunter2! connect_timeout=2"}\n'
+        'new: {dsn: "host=127.0.0.1 port=1 password=hunter2! connect_timeout=2"}\n'
+        'kafka: {bootstrap: "127.0.0.1:1"}\n'
+        'copy: "*"\n'
+    )
+    return str(path)
+
+
+def test_the_numbers_never_change() -> None:
+    named = (exits.DONE, exits.FAILED, exits.USAGE, exits.NO, exits.ABORTED, exits.AMBIGUOUS)
+    assert named == (0, 1, 2, 3, 4, 5)
+
+
+def test_help_lists_every_verb_that_is_there_and_starts_nothing() -> None:
+    for shown in (slackwater(), slackwater("--help"), slackwater("-h")):
+        assert shown.returncode == 0
+        listed = {line.split()[0] for line in shown.stdout.split("Commands:")[1].splitlines() if line.strip()}
+        assert {v.name for v in PRESENT} <= listed
+
+
+@pytest.mark.parametrize("verb", PRESENT, ids=lambda v: v.name)
+def test_help_of_a_verb_has_an_example(verb: object) -> None:
+    name = verb.name  # type: ignore[attr-defined]
+    shown = slackwater(name, "--help")
+    assert shown.returncode == 0, shown.stderr
+    assert f"Example: {'slackwater' if name != 'local' else 'slackwater local'}" in " ".join(shown.stdout.split())
+    if "Commands:" not in shown.stdout:
+        assert "--json" in shown.stdout
+
+
+@pytest.mark.parametrize("group", ["quarantine", "local"])
+def test_every_verb_of_a_group_has_an_example_and_json(group: str) -> None:
+    listed = slackwater(group, "--help").stdout.split("Commands:")[1].split("Example:")[0]
+    names = [line.split()[0] for line in listed.splitlines() if line[:2] == "  " and line[2:3].strip()]
+    assert len(names) >= 3
+    for name in names:
+        shown = slackwater(group, name, "--help").stdout
+        assert "Example:" in shown
+        assert shown.count("--json ") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        (["status", "--nonsense"], "No such option: --nonsense"),
+        (["pause"], "Missing argument"),
+        (["pause", "capture"], "'capture' is not"),
+        (["run", "nonsense"], "'nonsense' is not"),
+        (["status"], "no migration file is given"),
+        (["-c", "/nowhere/shop.yaml", "status"], "/nowhere/shop.yaml"),
+    ],
+)
+def test_a_wrong_command_line_is_exit_2_with_a_remedy(arguments: list[str], cause: str) -> None:
+    done = slackwater(*arguments)
+    assert done.returncode == exits.USAGE
+    assert done.stderr.startswith("slackwater: ")
+    assert cause in done.stderr
+    assert "\n  remedy: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("where", ["before", "after", "environment"])
+def test_the_file_may_be_named_in_three_ways(file: str, where: str) -> None:
+    arguments = {"before": ["-c", file, "journal"], "after": ["journal", "-c", file], "environment": ["journal"]}[where]
+    done = slackwater(*arguments, env={"SLACKWATER_CONFIG": file} if where == "environment" else {})
+    assert done.returncode == exits.FAILED
+    assert "cannot connect to host=127.0.0.1 port=1" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_an_error_under_json_is_one_document(file: str) -> None:
+    done = slackwater("-c", file, "journal", "--json")
+    assert done.returncode == exits.FAILED
+    error = json.loads(done.stdout)["error"]
+    assert error["cause"].startswith("cannot connect to")
+    assert error["remedy"]
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_a_traceback_only_for_those_who_ask(file: str) -> None:
+    assert "Traceback" not in slackwater("-c", file, "journal").stderr
+    assert "Traceback" in slackwater("-c", file, "journal", "--debug").stderr
+
+
+def test_the_schema_is_a_json_schema() -> None:
+    schema = json.loads(slackwater("schema").stdout)
+    assert "json-schema.org" in schema["$schema"]
+    assert "backfill" in schema["properties"]
+    assert json.loads(slackwater("schema", "--json").stdout) == schema
+
+
+def test_the_version() -> None:
+    assert slackwater("--version").stdout.startswith("slackwater ")
+
+
+def test_status_answers_although_nobody_else_does(file: str) -> None:
+    done = slackwater("-c", file, "status", "--json")
+    assert done.returncode == 0
+    document = json.loads(done.stdout)
+    assert (document["phase"], document["writes"], document["safe_to_cutover"]) == (None, None, None)
+    assert sorted(document["errors"]) == ["new", "old"]
+    assert slackwater("-c", file, "status", "--exit-code").returncode == exits.NO
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_wait_gives_up_in_time_and_refuses_nonsense(file: str) -> None:
+    done = slackwater("-c", file, "wait", "--for", "phase=streaming", "--timeout", "1", "--json")
+    assert done.returncode == exits.NO
+    assert json.loads(done.stdout)["met"] is False
+    assert "cannot connect" in done.stderr
+    assert slackwater("-c", file, "wait", "--for", "phase=nonsense").returncode == exits.USAGE
+
+
+def test_a_waiver_needs_a_reason_and_a_retry_its_rows(file: str) -> None:
+    done = slackwater("-c", file, "quarantine", "waive", "1")
+    assert (done.returncode, "a waiver needs a reason" in done.stderr) == (exits.USAGE, True)
+    assert slackwater("-c", file, "quarantine", "retry").returncode == exits.USAGE
+
+
+QUESTION = """
+import sys
+from stream.cli import context
+context.invocation().yes = "--yes" in sys.argv
+context.confirm("drop it all?")
+print("dropped")
+"""
+ASK = (
+    "from schemas.errors import SlackwaterError\ntry:\n"
+    + "".join(f"    {line}\n" for line in QUESTION.strip().splitlines())
+    + "except SlackwaterError as error:\n    print(type(error).__name__)\n    sys.exit(error.exit_code)\n"
+)
+
+
+def test_a_question_never_hangs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ASK], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stdout) == (exits.USAGE, "ConfigError\n")
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, "--yes"], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "dropped\n")
+
+
+@pytest.mark.parametrize(("typed", "code", "said"), [("y\n", 0, "dropped\n"), ("\n", exits.NO, "Refused\n")])
+def test_a_question_on_a_terminal(typed: str, code: int, said: str) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", ASK], stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, text=True
+    )
+    os.write(ours, typed.encode())
+    out, _ = process.communicate(timeout=30)
+    os.close(ours)
+    os.close(theirs)
+    assert (process.returncode, out) == (code, said)
