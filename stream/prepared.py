@@ -17,7 +17,7 @@ from schemas.direction import Direction
 from schemas.errors import Halt, Refused
 from schemas.plan import Plan
 from schemas.position import Lsn, format_lsn, parse_lsn
-from schemas.resolve import Resolution, resolve
+from schemas.resolve import Resolution, finish, resolve
 from schemas.spec import Spec
 from schemas.table import Column, Identity, Table
 
@@ -28,14 +28,17 @@ VERSION = 1
 class Flow:
     """One direction as it was prepared.
 
-    `streamed` are the published source tables, `mirrors` those copied whole to the target, `mappings` target table ->
-    fingerprint. `topics` is keyed by source table; `topic_ids` by topic, the epochs topic included. `consistent_point`
-    is where the slot begins and epoch 0 ends.
+    `streamed` are the published source tables: once a table is in the stream it stays there until the migration ends,
+    though no mapping may read it any more (WAL already written still holds its changes). `mirrors` are those copied
+    whole to the target, `mappings` target table -> fingerprint, `outputs` target table -> output -> its type as the
+    source describes it. `topics` is keyed by source table; `topic_ids` by topic, the epochs topic included.
+    `consistent_point` is where the slot begins and epoch 0 ends.
     """
 
     streamed: tuple[str, ...]
     mirrors: tuple[str, ...]
     mappings: dict[str, str]
+    outputs: dict[str, dict[str, str]]
     topics: dict[str, str]
     topic_ids: dict[str, str]
     epochs_topic: str
@@ -60,7 +63,9 @@ class Prepared:
     reverse: Flow | None = None  # arm's
     schemas_topic: str | None = None  # None: a registry is configured
     ddl_fingerprint: str | None = None  # of new.ddl, once it was applied
-    identity_full: dict[str, str] = field(default_factory=dict)  # old table -> its ALTER that cancel runs to restore it
+    identity_full: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # old table -> what cancel runs to restore its identity
     version: int = VERSION
 
     def flow(self, direction: Direction) -> Flow:
@@ -124,7 +129,8 @@ def plan_for(spec: Spec, prepared: Prepared, direction: Direction) -> Plan:
         )
     sources, targets = prepared.tables(direction)
     resolution = resolve(spec, direction, sources, targets)
-    return plan_of(spec, direction, resolution, sources, targets, prepared.flow(direction).topics)
+    flow = prepared.flow(direction)
+    return plan_of(spec, direction, resolution, sources, targets, flow.topics, flow.outputs)
 
 
 def plan_of(
@@ -134,8 +140,12 @@ def plan_of(
     sources: Map[str, Table],
     targets: Map[str, Table],
     topics: Map[str, str],
+    outputs: Map[str, Map[str, str]],
 ) -> Plan:
-    """A resolution as a plan. Refused, with every reason, when it has problems."""
+    """A resolution as a plan; `topics` holds every streamed table, read or not; `outputs` as in Flow.
+
+    Errors: Refused, with every reason, when the resolution has problems.
+    """
     if resolution.problems:
         raise Refused(
             f"the {direction} mapping cannot be used as it is",
@@ -147,11 +157,11 @@ def plan_of(
         direction=direction,
         source_schema=spec.old.schema_ if direction is Direction.FORWARD else spec.new.schema_,
         target_schema=spec.new.schema_ if direction is Direction.FORWARD else spec.old.schema_,
-        sources={name: sources[name] for name in resolution.streamed},
+        sources={name: sources[name] for name in topics},
         targets={mapping.target: targets[mapping.target] for mapping in resolution.mappings},
-        mappings=resolution.mappings,
+        mappings=tuple(finish(m, outputs[m.target], targets[m.target]) for m in resolution.mappings),
         mirrors=resolution.mirrors,
-        topics={name: topics[name] for name in resolution.streamed},
+        topics=dict(topics),
     )
 
 
@@ -160,6 +170,7 @@ def _flow(doc: Map[str, Any]) -> Flow:
         streamed=tuple(doc["streamed"]),
         mirrors=tuple(doc["mirrors"]),
         mappings=doc["mappings"],
+        outputs=doc["outputs"],
         topics=doc["topics"],
         topic_ids=doc["topic_ids"],
         epochs_topic=doc["epochs_topic"],

@@ -7,7 +7,7 @@ never their leaves, and the replica identity as the server resolves it, not as i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from connectors.postgres.session import Connection, translated
 from schemas.table import Column, Identity, Table
@@ -58,11 +58,11 @@ def tables(conn: Connection, schema: str) -> dict[str, Table]:
     """
     with translated(f"cannot read the tables of schema {schema}"):
         heads = conn.execute(_TABLES, (schema,)).fetchall()
-        oids = [cast("int", row[0]) for row in heads]
+        oids = [row[0] for row in heads]
         columns: dict[int, list[Column]] = {oid: [] for oid in oids}
-        for oid, *rest in cast("list[tuple[Any, ...]]", conn.execute(_COLUMNS, (oids,)).fetchall()):
+        for oid, *rest in conn.execute(_COLUMNS, (oids,)).fetchall():
             columns[oid].append(_column(rest))
-    found = (_table(schema, cast("tuple[Any, ...]", row), tuple(columns[cast("int", row[0])])) for row in heads)
+    found = (_table(schema, row, tuple(columns[row[0]])) for row in heads)
     return {table.name: table for table in found}
 
 
@@ -128,18 +128,15 @@ class Server:
 def server(conn: Connection) -> Server:
     """The server's identity, as it stands now."""
     with translated("cannot read the server's identity"):
-        row = cast(
-            "tuple[Any, ...] | None",
-            conn.execute(
-                # the last checkpoint's timeline is stale right after a promotion, the WAL file's name is not
-                "select s.system_identifier::text, case when pg_is_in_recovery() then c.timeline_id"
-                " else ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int end,"
-                " current_setting('server_version_num')::int, current_database(), d.oid::bigint,"
-                " pg_is_in_recovery(), current_setting('server_encoding')"
-                " from pg_control_system() s, pg_control_checkpoint() c, pg_database d"
-                " where d.datname = current_database()"
-            ).fetchone(),
-        )
+        row = conn.execute(
+            # the last checkpoint's timeline is stale right after a promotion, the WAL file's name is not
+            "select s.system_identifier::text, case when pg_is_in_recovery() then c.timeline_id"
+            " else ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int end,"
+            " current_setting('server_version_num')::int, current_database(), d.oid::bigint,"
+            " pg_is_in_recovery(), current_setting('server_encoding')"
+            " from pg_control_system() s, pg_control_checkpoint() c, pg_database d"
+            " where d.datname = current_database()"
+        ).fetchone()
     assert row is not None  # one row each
     system_id, timeline, version, database, oid, recovery, encoding = row
     return Server(
@@ -179,3 +176,31 @@ def partitions(conn: Connection, table: Table) -> list[tuple[str, str]]:
             (table.oid, table.oid),
         ).fetchall()
     return [(str(schema), str(name)) for schema, name in rows]
+
+
+def identities(conn: Connection, relations: list[tuple[str, str]]) -> list[tuple[str, str, str, str | None]]:
+    """(schema, name, relreplident, its index's name) of each relation, in the order given; what is gone is left out."""
+    found: list[tuple[str, str, str, str | None]] = []
+    with translated("cannot read replica identities"):
+        for schema, name in relations:
+            row = conn.execute(
+                "select c.relreplident::text, (select x.relname from pg_catalog.pg_index i join pg_catalog.pg_class x"
+                " on x.oid = i.indexrelid where i.indrelid = c.oid and i.indisreplident)"
+                " from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace"
+                " where n.nspname = %s and c.relname = %s",
+                (schema, name),
+            ).fetchone()
+            if row is not None:
+                found.append((schema, name, row[0], row[1]))
+    return found
+
+
+def schemas(conn: Connection) -> list[str]:
+    """Schemas of a user's that hold tables."""
+    with translated("cannot list the schemas"):
+        rows = conn.execute(
+            "select distinct n.nspname from pg_catalog.pg_class c join pg_catalog.pg_namespace n"
+            " on n.oid = c.relnamespace where c.relkind in ('r', 'p') and n.nspname !~ '^pg_'"
+            " and n.nspname not in ('information_schema', 'slackwater', 'slackwater_mirror') order by 1"
+        ).fetchall()
+    return [row[0] for row in rows]

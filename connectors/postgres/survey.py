@@ -354,3 +354,14 @@ def row_security_applies(conn: Connection, table: Table) -> bool:
     with translated(f"cannot read the row security of {table.schema}.{table.name}"):
         row = conn.execute("select pg_catalog.row_security_active(%s::oid)", (table.oid,)).fetchone()
     return row == (True,)
+
+
+def owners(conn: Connection, tables: Iterable[Table]) -> list[str]:
+    """The roles that own the tables."""
+    with translated("cannot read who owns the tables"):
+        rows: list[Any] = conn.execute(
+            "select distinct pg_catalog.pg_get_userbyid(c.relowner)::text from pg_catalog.pg_class c"
+            " where c.oid = any(%s::oid[]) order by 1",
+            ([table.oid for table in tables],),
+        ).fetchall()
+    return [row[0] for row in rows]

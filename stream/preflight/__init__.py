@@ -1,0 +1,154 @@
+"""`check`: everything that would stop this migration, all at once, each with its remedy. It changes nothing.
+
+`prepare` runs the same examination first and refuses what it refuses, so the two never disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from connectors.postgres import catalog, control, mirror, slots, survey
+from connectors.postgres.session import Connection
+from schemas.direction import Direction, Side, slot_name
+from schemas.plan import Plan
+from schemas.resolve import resolve
+from schemas.spec import Spec
+from schemas.table import Table
+from stream.preflight import bindings, ddl, identity, kafka, server, tables
+from stream.preflight.finding import Finding, Findings, Severity, listed
+from stream.prepared import Prepared, plan_of
+from stream.topics import FlowTopics
+
+__all__ = ["Finding", "Findings", "Severity", "check", "examine", "listed", "planned"]
+
+
+def check(spec: Spec) -> Findings:
+    """The whole examination over sessions of its own; a side that cannot be reached is one of the findings."""
+    found = Findings()
+    old = server.reach(str(spec.old.dsn), Side.OLD, found)
+    new = server.reach(str(spec.new.dsn), Side.NEW, found)
+    try:
+        with FlowTopics(spec) as topics:
+            if old is not None and new is not None:
+                row = control.migration(new, spec.migration)
+                before = None if row is None else Prepared.from_json(row.prepared)
+                found += examine(spec, old, new, topics, before)
+            else:
+                for conn, side in ((old, Side.OLD), (new, Side.NEW)):
+                    if conn is not None:
+                        server.examine(conn, side, found)
+                kafka.examine(spec, topics, (), found)
+    finally:
+        for conn in (old, new):
+            if conn is not None:
+                conn.close()
+    return found
+
+
+def examine(
+    spec: Spec,
+    old: Connection,
+    new: Connection,
+    topics: FlowTopics,
+    before: Prepared | None,
+    *,
+    set_identity: bool = False,
+) -> Findings:
+    """Both servers, their tables, the mappings and Kafka. `before`: what was prepared already.
+
+    `set_identity`: take replica identities as `prepare --set-replica-identity` will have made them.
+    """
+    found = Findings()
+    server.examine(old, Side.OLD, found)
+    server.examine(new, Side.NEW, found)
+    _apart(spec, old, new, found)
+    _creates(old, Side.OLD, found)
+    _creates(new, Side.NEW, found)
+    slot = slots.slot(old, slot_name(spec.migration, Direction.FORWARD))
+    server.source(old, str(spec.old.dsn), Side.OLD, 0 if slot is not None else 1, found)
+    if before is not None and (slot is None or slot.wal_status == "lost"):
+        found.problem(
+            "slot",
+            f"replication slot {before.forward.slot} is gone: the changes it held are in no stream",
+            "`slackwater cancel`, then prepare anew",
+            Side.OLD,
+        )
+    sources = catalog.tables(old, spec.old.schema_)
+    if not sources:
+        found.problem(
+            "schema",
+            f"schema {spec.old.schema_} of the old database holds no tables",
+            "set old.schema to the schema of the tables to be migrated",
+            Side.OLD,
+        )
+    with ddl.tried(new, spec, found):
+        targets = catalog.tables(new, spec.new.schema_)
+        assumed = _assumed(spec, sources, targets) if set_identity else sources
+        resolution = resolve(spec, Direction.FORWARD, assumed, targets)
+        for problem in resolution.problems:
+            found.problem("mapping", problem.cause, problem.remedy, problem.where)
+        streamed = {name: sources[name] for name in resolution.streamed if name in sources}
+        tables.source(old, Side.OLD, streamed, set_identity, found)
+        written = {m.target: targets[m.target] for m in resolution.mappings if m.target in targets}
+        loaded = control.loads(new, spec.migration, Direction.FORWARD)
+        tables.target(new, Side.NEW, written, written.keys() - loaded.keys(), spec.migration, found)
+        _types(old, new, streamed, found)
+        bindings.examine(old, sources, resolution, found)
+    kafka.examine(spec, topics, streamed, found)
+    return found
+
+
+def _assumed(spec: Spec, sources: Mapping[str, Table], targets: Mapping[str, Table]) -> dict[str, Table]:
+    """The old tables with the identities that `--set-replica-identity` gives them."""
+    needing = identity.needing_full(spec, sources, targets)
+    return {name: identity.as_full(table) if name in needing else table for name, table in sources.items()}
+
+
+def _apart(spec: Spec, old: Connection, new: Connection, found: Findings) -> None:
+    """Old and new may share a database, but not a schema."""
+    here, there = catalog.server(old), catalog.server(new)
+    same = here.system_id == there.system_id and here.database_oid == there.database_oid
+    if same and spec.old.schema_ == spec.new.schema_:
+        found.problem(
+            "same_schema",
+            f"old and new are the same schema, {spec.old.schema_}, of the same database",
+            "make the new tables in a schema of their own, and name it under new.schema",
+        )
+
+
+def _creates(conn: Connection, side: Side, found: Findings) -> None:
+    role = survey.role(conn)
+    if not role.create:
+        found.problem(
+            "privileges",
+            f"role {role.name} lacks CREATE on the database: the control schema lives in it",
+            f"grant create on database {catalog.server(conn).database} to {role.name}; `slackwater grants` prints it",
+            side,
+        )
+
+
+def _types(old: Connection, new: Connection, streamed: Mapping[str, Table], found: Findings) -> None:
+    """Types of old that new cannot hold, not even through a stand-in."""
+    wanted = mirror.user_types(old, [c.type_oid for table in streamed.values() for c in table.columns])
+    for name in mirror.stand_ins(new, wanted).impossible:
+        found.problem(
+            "type",
+            f"new lacks the type {name}",
+            "make it there too: usually by the same extension (create extension ...)",
+            Side.NEW,
+        )
+
+
+def planned(spec: Spec, old: Connection, new: Connection) -> Plan:
+    """The forward plan over the tables as they are now, and as new.ddl will make them; nothing has to be prepared.
+
+    Errors: Refused when the file does not resolve; the server's, for a text that it does not take.
+    """
+    sources = catalog.tables(old, spec.old.schema_)
+    with ddl.tried(new, spec, Findings()):
+        targets = catalog.tables(new, spec.new.schema_)
+    resolution = resolve(spec, Direction.FORWARD, sources, targets)
+    rows, _, _ = kafka.topic_names(spec, resolution.streamed)
+    topics = dict(zip(resolution.streamed, rows, strict=True))
+    outputs = {} if resolution.problems else bindings.outputs(old, sources, resolution)
+    return plan_of(spec, Direction.FORWARD, resolution, sources, targets, topics, outputs)

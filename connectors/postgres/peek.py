@@ -1,0 +1,106 @@
+"""A few rows, read for people: old rows, the new rows they become, and the new rows that are there.
+
+Invariant: read-only, bounded in rows and in time; a mapping's text runs bound to the source's own tables, unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import sql
+
+from connectors.postgres.session import Connection, translated
+from schemas.names import qualified, quote
+from schemas.table import Table
+
+STATEMENT_S = 30
+
+Row = tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Columns, and rows of PostgreSQL's own text."""
+
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputColumn:
+    """A SELECT's output as the server describes it: `type` as CREATE TABLE takes it, `base` without its length."""
+
+    name: str
+    type: str
+    base: str
+
+
+def relation(table: Table) -> str:
+    """A whole table as a SELECT; children are tables of their own."""
+    name = qualified(table.schema, table.name)
+    return f"select * from {name if table.partitioned else f'only {name}'}"
+
+
+def bindings(tables: Mapping[str, Table], names: Sequence[str]) -> dict[str, str]:
+    """A mapping's relations, bound to the tables themselves."""
+    return {name: relation(tables[name]) for name in names}
+
+
+@contextmanager
+def reading(conn: Connection, doing: str) -> Iterator[None]:
+    """A read-only transaction that ends itself after half a minute a statement."""
+    with translated(doing), conn.transaction(force_rollback=True):
+        conn.execute("set transaction isolation level repeatable read, read only")
+        conn.execute(f"set local statement_timeout = '{STATEMENT_S}s'")
+        yield
+
+
+def rows(conn: Connection, query: str, limit: int) -> Rows:
+    """Up to `limit` rows of `query`, as text; call it inside `reading`."""
+    names = [column.name for column in describe(conn, query)]
+    shown = ", ".join(f"q.{quote(name)}::text" for name in names) or "null"
+    found: list[Any] = conn.execute(f"select {shown} from (\n{query}\n) q limit {limit}".encode()).fetchall()
+    return Rows(columns=tuple(names), rows=tuple(tuple(row) for row in found))
+
+
+def describe(conn: Connection, query: str) -> list[OutputColumn]:
+    """The outputs of `query`, without running it for a row; call it inside a transaction."""
+    cursor = conn.execute(f"select * from (\n{query}\n) q limit 0".encode())
+    description = cursor.description or []
+    result = cursor.pgresult
+    assert result is not None
+    described: list[OutputColumn] = []
+    for i, column in enumerate(description):
+        row: Any = conn.execute(
+            "select pg_catalog.format_type(%(oid)s::oid, %(mod)s::int), pg_catalog.format_type(%(oid)s::oid, -1)",
+            {"oid": column.type_code, "mod": result.fmod(i)},
+        ).fetchone()
+        described.append(OutputColumn(name=column.name, type=row[0], base=row[1]))
+    return described
+
+
+def where_key(query: str, table: Table, key: Sequence[str], values: Sequence[str]) -> str:
+    """`query` restricted to the rows of `table` (its outputs) whose key columns have these values, given as text."""
+    tests = " and ".join(
+        f"q.{quote(name)} = {_literal(value)}::{table.column(name).type}"
+        for name, value in zip(key, values, strict=True)
+    )
+    return f"select q.* from (\n{query}\n) q where {tests}"
+
+
+def where_in(query: str, columns: Sequence[str], types: Sequence[str], found: Rows) -> str:
+    """`query` restricted to rows whose `columns` (SQL expressions over q) are among `found`'s, in order."""
+    if not found.rows:
+        return f"select q.* from (\n{query}\n) q where false"
+    listed = ", ".join(
+        "(" + ", ".join(f"{_literal(value)}::{type_}" for value, type_ in zip(row, types, strict=True)) + ")"
+        for row in found.rows
+    )
+    return f"select q.* from (\n{query}\n) q where ({', '.join(columns)}) in (values {listed})"
+
+
+def _literal(value: str | None) -> str:
+    return "null" if value is None else sql.Literal(value).as_string(None)

@@ -1,0 +1,152 @@
+"""`cancel`: ends a migration before its first switch, and takes away every trace of it on both sides.
+
+Invariants: never after a switch, when new may hold the only copy of a row; the turn rows are locked, old first, while
+that is looked at; what this removes is named for this migration, and no table of a user's is ever among it. Every step
+can be repeated, so a cancel that was killed is completed by the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from connectors.failpoint import failpoint
+from connectors.postgres import catalog, control, fence, mirror, session, slots
+from connectors.postgres.session import Connection
+from schemas.direction import Direction, Side, slot_name
+from schemas.errors import Refused
+from schemas.spec import Spec
+from stream import groundwork
+from stream.phases import Phase, may_cancel
+from stream.preflight import identity
+from stream.preflight.kafka import topic_names
+from stream.prepared import Prepared
+from stream.state import phase
+from stream.topics import FlowTopics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """`result`: cancelled, or already (nothing of it was there). `steps` are what was taken away now."""
+
+    result: str
+    steps: tuple[str, ...]
+    left: tuple[str, ...]  # what stays, on purpose
+
+
+def cancel(
+    spec: Spec, *, say: Callable[[str], None], confirm: Callable[[str], None], keep_topics: bool = False
+) -> Outcome:
+    """End the migration and remove its slot, publication, fences, mirrors, control rows and topics.
+
+    `confirm` is asked once, before anything is changed, and raises to say no.
+    Errors: Refused after the first switch, and while roles run; Contended while others hold a table or the slot.
+    """
+    steps: list[str] = []
+
+    def done(step: str) -> None:
+        steps.append(step)
+        say(step)
+
+    with ExitStack() as stack:
+        old = stack.enter_context(session.connect(str(spec.old.dsn), application="slackwater cancel"))
+        new = stack.enter_context(session.connect(str(spec.new.dsn), application="slackwater cancel"))
+        topics = stack.enter_context(FlowTopics(spec))
+        stack.enter_context(groundwork.alone(new, spec.migration))
+        _may(spec, old, new, mark=False)
+        row = control.migration(new, spec.migration)
+        prepared = None if row is None else Prepared.from_json(row.prepared)
+        names = _topics(spec, old, prepared)
+        confirm(f"End migration {spec.migration}: drop its slot, fences, control rows and topics on both sides?")
+        _may(spec, old, new, mark=True)
+        _source(spec, old, done)
+        failpoint("cancel.after_slot")
+        _identities(spec, old, new, done)
+        _fences(spec, old, new, done)
+        failpoint("cancel.after_fences")
+        if not keep_topics and (gone := topics.delete(names)):
+            done(f"{len(gone)} topics deleted")
+        failpoint("cancel.after_topics")
+        # Old first: new's rows are what a cancel that is killed goes by when it is run again.
+        for conn, side in ((old, Side.OLD), (new, Side.NEW)):
+            _control(spec, conn, side, done)
+            failpoint(f"cancel.after_{side}")
+    left = () if prepared is None else (f"the tables of new.{spec.new.schema_} stay as they are, with what was copied",)
+    return Outcome(result="cancelled" if steps else "already", steps=tuple(steps), left=left)
+
+
+def _may(spec: Spec, old: Connection, new: Connection, *, mark: bool) -> None:
+    """Refused after a switch, or while roles run. Both turn rows are locked while that is looked at, old first.
+
+    `mark` sets the phase under the same locks, so that no cutover can begin from then on.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(control.transaction(old, "cannot lock old's turn row"))
+        there = control.turn(old, spec.migration, Side.OLD, lock=True)
+        stack.enter_context(control.transaction(new, "cannot lock new's turn row"))
+        here = control.turn(new, spec.migration, Side.NEW, lock=True)
+        now = phase(new, spec.migration)
+        opened = max(there.open_turn if there else 0, here.open_turn if here else -1)
+        fenced = there is not None and there.fence_turn is not None
+        killed = now in (Phase.PLANNED, Phase.CANCELLED)  # a prepare, or a cancel, that was killed half-way
+        if opened > 0 or fenced or not (killed or may_cancel(now, opened)):
+            raise Refused(
+                f"migration {spec.migration} is {now}: writes were moved, or are being; new may hold the only copy",
+                hint="`slackwater rollback` brings writes back to old, `slackwater finalize` ends it after a switch",
+            )
+        alive = sorted({*control.alive(old, spec.migration), *control.alive(new, spec.migration)})
+        if alive:
+            raise Refused("roles of this migration run: " + "; ".join(alive), hint="stop them, then cancel again")
+        if mark and not killed:
+            control.set_phase(new, spec.migration, Phase.CANCELLED)
+
+
+def _topics(spec: Spec, old: Connection, prepared: Prepared | None) -> list[str]:
+    """Every topic that this migration can have: those that were prepared, and those of a `prepare` that was killed."""
+    rows, epochs, schemas = topic_names(spec, catalog.tables(old, spec.old.schema_))
+    flows = [] if prepared is None else [f for f in (prepared.forward, prepared.reverse) if f is not None]
+    known = [topic for flow in flows for topic in (*flow.topics.values(), flow.epochs_topic)]
+    own = [] if schemas is None else [schemas]
+    return sorted({*rows, epochs, *known, *own})
+
+
+def _source(spec: Spec, old: Connection, done: Callable[[str], None]) -> None:
+    """The slot, then the publication: the other way round, a capture that still ran would fail on its publication."""
+    name = slot_name(spec.migration, Direction.FORWARD)
+    if slots.drop_slot(old, name):
+        done(f"replication slot {name} dropped")
+    if slots.drop_publication(old, name):
+        done(f"publication {name} dropped")
+
+
+def _identities(spec: Spec, old: Connection, new: Connection, done: Callable[[str], None]) -> None:
+    """Replica identities that `prepare --set-replica-identity` changed, back to what they were."""
+    if not control.installed(new):
+        return
+    for table, statements in identity.restores(new, spec.migration).items():
+        for statement in statements:
+
+            def alter(statement: str = statement) -> None:
+                old.execute(statement.encode())
+
+            fence.patiently(old, alter, f"cannot run {statement}")
+        done(f"replica identity of {table} restored")
+
+
+def _fences(spec: Spec, old: Connection, new: Connection, done: Callable[[str], None]) -> None:
+    for conn, side in ((new, Side.NEW), (old, Side.OLD)):
+        dropped = fence.drop(conn, spec.migration)
+        if dropped:
+            done(f"fence dropped from {len(dropped)} tables of {side}")
+
+
+def _control(spec: Spec, conn: Connection, side: Side, done: Callable[[str], None]) -> None:
+    """The migration's rows and mirrors in one database; the control schema with the last migration in it."""
+    if not control.installed(conn):
+        return
+    with control.transaction(conn, f"cannot remove the control rows on {side}"):
+        mirror.drop_all(conn, spec.migration)
+        control.forget(conn, spec.migration)
+        gone = control.uninstall(conn, spec.migration)
+    done(f"control rows of {side} removed" + (", and the control schema" if gone else ""))

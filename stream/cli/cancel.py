@@ -1,0 +1,28 @@
+"""`slackwater cancel`: the end, before the first switch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stream import cancel as cancelling
+from stream.cli import context
+
+
+def cancel(
+    keep_topics: Annotated[bool, typer.Option("--keep-topics", help="Leave the Kafka topics as they are.")] = False,
+) -> None:
+    """End the migration before its first switch, and remove every trace of it; your tables stay as they are."""
+    spec = context.spec()
+    outcome = cancelling.cancel(spec, say=context.note, confirm=context.confirm, keep_topics=keep_topics)
+    told = "is cancelled" if outcome.result == "cancelled" else "was not there: nothing to remove"
+    context.show(
+        {
+            "migration": spec.migration,
+            "result": outcome.result,
+            "steps": list(outcome.steps),
+            "left": list(outcome.left),
+        },
+        "\n".join([f"{spec.migration} {told}.", *outcome.left]),
+    )

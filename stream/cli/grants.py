@@ -1,0 +1,34 @@
+"""`slackwater grants`: the least-privilege SQL for each role."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from connectors.postgres import catalog, survey
+from schemas.direction import Side
+from stream import grants as granting
+from stream import preflight
+from stream.cli import context
+
+
+def grants() -> None:
+    """Print the least-privilege SQL for each role; run it before `prepare`, and once more after it."""
+    spec = context.spec()
+    with (
+        closing(context.open_side(spec, Side.OLD, "grants")) as old,
+        closing(context.open_side(spec, Side.NEW, "grants")) as new,
+    ):
+        plan = preflight.planned(spec, old, new)
+        places = [
+            granting.Place(
+                database=catalog.server(conn).database,
+                version=catalog.server(conn).major,
+                owners=tuple(survey.owners(conn, tables.values())),
+            )
+            for conn, tables in ((old, plan.sources), (new, plan.targets))
+        ]
+    sections = granting.sections(plan, *places)
+    context.show(
+        {"migration": spec.migration, "roles": granting.ROLES, "databases": {s.side.value: s.sql for s in sections}},
+        lambda: "\n".join([granting.ROLES, *(f"-- {s.title}\n{s.sql}" for s in sections)]),
+    )

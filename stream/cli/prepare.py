@@ -1,0 +1,62 @@
+"""`slackwater prepare`: everything that a migration stands on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from stream import prepare as preparing
+from stream.cli import context
+
+NEXT = {"prepared": "run", "changed": "run", "already": "status"}
+
+
+def prepare(
+    set_replica_identity: Annotated[
+        bool,
+        typer.Option(
+            "--set-replica-identity", help="Set REPLICA IDENTITY FULL on old tables that need it; cancel undoes it."
+        ),
+    ] = False,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds to wait for open transactions; the slot needs them ended.", min=1)
+    ] = None,
+) -> None:
+    """Prepare the migration: fence, topics, publication, slot; again after an edit, for what changed."""
+    spec = context.spec()
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    outcome = preparing.prepare(
+        spec,
+        actor=context.actor,
+        say=context.note,
+        confirm=context.confirm,
+        set_identity=set_replica_identity,
+        slot_timeout_s=timeout,
+        stop=stop,
+    )
+    for warning in outcome.warnings:
+        context.note(f"warning: {warning}")
+    follows = context.command(spec, NEXT[outcome.result])
+    context.show(
+        {
+            "migration": spec.migration,
+            "result": outcome.result,
+            "steps": list(outcome.steps),
+            "difference": outcome.difference.lines(),
+            "warnings": list(outcome.warnings),
+            "next": follows,
+        },
+        f"{spec.migration} {'is prepared already' if outcome.result == 'already' else outcome.result}. Next: {follows}",
+    )

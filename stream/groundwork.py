@@ -1,0 +1,199 @@
+"""What a migration stands on, outside the one transaction that says so: each step looks before it makes.
+
+Invariants: the control schema comes first, so that whatever is changed later is journalled before; the slot is never
+made again once a checkpoint stands on it; nothing of a user's is dropped.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from connectors.failpoint import failpoint
+from connectors.postgres import catalog, control, fence, mirror, session, slots
+from connectors.postgres.session import Connection, translated
+from schemas.direction import Direction, Side
+from schemas.errors import Halt, Refused, SlotLost
+from schemas.plan import Plan
+from schemas.position import Lsn, format_lsn
+from schemas.spec import Spec
+from stream.journal import Actor, append
+from stream.preflight import ddl, identity
+from stream.prepared import Prepared
+from stream.topics import FlowTopics
+
+FORWARD = Direction.FORWARD
+REBUILD = "`slackwater cancel`, then prepare anew: what the slot held is gone"
+
+
+@dataclass(slots=True, kw_only=True)
+class Work:
+    """What one run of `prepare` has in its hands."""
+
+    spec: Spec
+    old: Connection
+    new: Connection
+    topics: FlowTopics
+    actor: Actor
+    say: Callable[[str], None]
+    set_identity: bool = False
+    slot_timeout_s: float | None = None
+    stop: threading.Event | None = None
+    steps: list[str] = field(default_factory=list)
+
+    def done(self, step: str) -> None:
+        """Tell of something that was made just now."""
+        self.steps.append(step)
+        self.say(step)
+
+
+def control_schema(work: Work) -> None:
+    """The control schema and the first turn and route rows, on both sides. Old is open; new waits for turn 1."""
+    name = work.spec.migration
+    with control.transaction(work.old, "cannot make the control schema on old"):
+        fresh = control.turn(work.old, name, Side.OLD) is None
+        control.install(work.old)
+        control.put_turn(work.old, name, Side.OLD, open_turn=0, fence_turn=None)
+        control.put_route(work.old, name, writes=Side.OLD, turn=0)
+    with control.transaction(work.new, "cannot make the control schema on new"):
+        control.install(work.new)
+        control.put_turn(work.new, name, Side.NEW, open_turn=-1, fence_turn=1)
+        control.put_route(work.new, name, writes=Side.OLD, turn=0)
+    if fresh:
+        work.done("control schema on both sides")
+    failpoint("prepare.after_control")
+
+
+def apply_ddl(work: Work, before: Prepared | None) -> None:
+    """`new.ddl`, in one transaction with the journal entry that keeps it from being applied twice."""
+    spec = work.spec
+    if spec.new.ddl_text is None:
+        return
+    applied = ddl.applied(work.new, spec)
+    if applied is not None or before is not None:
+        if applied is not None and applied != ddl.fingerprint(spec):
+            work.say(f"note: {spec.new.ddl} has changed since it was applied; changes of new are yours to make")
+        return
+    # a session of its own: what the file sets must not outlive it
+    with (
+        session.connect(str(spec.new.dsn), application="slackwater prepare") as conn,
+        control.transaction(conn, f"cannot apply {spec.new.ddl}"),
+    ):
+        fresh = ddl.apply(conn, spec)
+        detail = {"file": spec.new.ddl, "sha256": ddl.fingerprint(spec)}
+        outcome = "done" if fresh else "already"
+        append(conn, spec.migration, actor=work.actor, step="ddl", outcome=outcome, detail=detail)
+    work.done(f"{spec.new.ddl} applied to new" if fresh else f"what {spec.new.ddl} makes is on new already")
+    failpoint("prepare.after_ddl")
+
+
+def set_identities(work: Work) -> None:
+    """REPLICA IDENTITY FULL where an UPDATE or DELETE would not say which row it means, or a mapping needs more of it.
+
+    How it was is journalled first: `cancel` puts it back.
+    """
+    sources = catalog.tables(work.old, work.spec.old.schema_)
+    targets = catalog.tables(work.new, work.spec.new.schema_)
+    for change in identity.changes(work.old, work.spec, sources, targets):
+        append(
+            work.new,
+            work.spec.migration,
+            actor=work.actor,
+            step="replica_identity",
+            outcome="intent",
+            detail={"table": change.table, "restore": list(change.restore)},
+        )
+        for statement in change.statements:
+
+            def alter(statement: str = statement) -> None:
+                work.old.execute(statement.encode())
+
+            fence.patiently(work.old, alter, f"cannot run {statement}")
+        work.done(f"replica identity of {change.table} set to full")
+
+
+def make_types(work: Work, plan: Plan) -> None:
+    """Stand-ins for types that new cannot hold, and the mirrors. A changed mirror is made anew with its load."""
+    oids = [column.type_oid for table in plan.sources.values() for column in table.columns]
+    wanted = mirror.user_types(work.old, oids)
+    with control.transaction(work.new, "cannot make the mirrors"):
+        made = mirror.stand_ins(work.new, wanted)
+        mirror.create_types(work.new, plan.migration, made)
+        mirrors = [
+            name for name in plan.mirrors if mirror.create_mirror(work.new, plan.migration, FORWARD, plan.sources[name])
+        ]
+    if made.statements or mirrors:
+        work.done(f"mirrors: {len(mirrors)} tables, {len(made.statements)} types")
+    failpoint("prepare.after_mirrors")
+
+
+def make_fences(work: Work) -> None:
+    """Every table of new refuses the application until its turn; the applier shows its pass."""
+    spec = work.spec
+    turn = control.turn(work.new, spec.migration, Side.NEW)
+    if turn is None or turn.fence_turn is None:
+        raise Halt(
+            f"new holds no turn row for {spec.migration}", hint="restore slackwater.turn, or `slackwater cancel`"
+        )
+    tables = catalog.tables(work.new, spec.new.schema_).values()
+    fenced = fence.ensure(work.new, spec.migration, Side.NEW, turn.fence_turn, tables)
+    if fenced:
+        work.done(f"fence on {len(fenced)} tables of new")
+    failpoint("prepare.after_fence")
+
+
+def make_slot(work: Work, name: str, epochs: str, before: Prepared | None) -> Lsn:
+    """The slot's consistent point. It is made now unless it was, and never again once a checkpoint stands on it."""
+    present = slots.slot(work.old, name)
+    if before is not None:
+        if present is None or present.wal_status == "lost":
+            state = "is gone" if present is None else "was invalidated by the server"
+            raise SlotLost(f"replication slot {name} {state}", hint=REBUILD)
+        return before.forward.consistent_point
+    work.topics.settle(epochs)
+    first = work.topics.last_epoch(epochs)
+    if first is not None:
+        # A run that was killed after epoch 0: only the very same slot, untouched, may stand on it.
+        system = catalog.server(work.old).system_id
+        untouched = first.epoch == 0 and first.slot == name and first.system_id == system
+        if not (untouched and present is not None and present.confirmed_flush == first.end_lsn):
+            raise Refused(
+                f"topic {epochs} holds epochs of another life of migration {work.spec.migration}",
+                hint="`slackwater cancel` removes its topics; or choose another name, or another topic_prefix",
+            )
+        return first.end_lsn
+    if present is not None:
+        slots.drop_slot(work.old, name)  # from a killed run: nothing stands on it yet, and a fresh one holds back less
+    told: set[str] = set()
+
+    def waiting(blockers: Sequence[slots.Blocker]) -> None:
+        for blocker in blockers:
+            key = f"{blocker.pid} {blocker.who}"
+            if key not in told:
+                told.add(key)
+                work.say(f"waiting for {blocker}: the slot begins when the transactions open now have ended")
+
+    point = slots.create_slot(
+        str(work.spec.old.dsn), name, waiting=waiting, timeout_s=work.slot_timeout_s, stop=work.stop
+    )
+    work.done(f"replication slot {name} at {format_lsn(point)}")
+    return point
+
+
+@contextmanager
+def alone(conn: Connection, migration: str) -> Iterator[None]:
+    """One `prepare` or `cancel` of a migration at a time. Errors: Refused."""
+    key = f"slackwater.prepare.{migration}"
+    with translated("cannot take the migration's lock"):
+        row = conn.execute("select pg_catalog.pg_try_advisory_lock(hashtextextended(%s, 0))", (key,)).fetchone()
+    if row != (True,):
+        raise Refused(
+            f"another `prepare` or `cancel` of migration {migration} is running", hint="wait until it has ended"
+        )
+    try:
+        yield
+    finally:
+        if not conn.closed and not conn.broken:
+            conn.execute("select pg_catalog.pg_advisory_unlock(hashtextextended(%s, 0))", (key,))

@@ -1,0 +1,212 @@
+"""`plan`: what will happen, before it does: tables and sizes, every mapping as it is understood, what leans on the old
+tables, and what is not moved. It changes nothing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from connectors.postgres import catalog, survey
+from connectors.postgres.session import Connection
+from connectors.postgres.survey import Trait
+from schemas.direction import Direction
+from schemas.draft import matching
+from schemas.mapping import Mapping
+from schemas.resolve import Resolution, resolve
+from schemas.spec import Spec
+from schemas.table import Table
+from stream import ddl, preflight
+from stream.ddl import Proposal
+from stream.preflight import Findings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Everything that `plan` prints. `sources` and `targets` are whole schemas; sizes are the planner's estimates."""
+
+    spec: Spec
+    resolution: Resolution
+    sources: dict[str, Table]
+    targets: dict[str, Table]
+    not_carried: dict[str, tuple[str, ...]]  # old table -> columns that nothing reads
+    excluded: tuple[str, ...]
+    dependents: tuple[Trait, ...]
+    other_slots: tuple[str, ...]
+    unmoved: tuple[Trait, ...]
+    proposals: tuple[Proposal, ...]
+    reversible: dict[str, dict[str, str]]  # target -> column -> how it goes back
+
+
+def plan(spec: Spec, old: Connection, new: Connection) -> Report:
+    """Read both sides and resolve the file; problems stay in the report, for `check` to refuse."""
+    found = Findings()
+    sources = catalog.tables(old, spec.old.schema_)
+    with preflight.ddl.tried(new, spec, found):
+        targets = catalog.tables(new, spec.new.schema_)
+    resolution = resolve(spec, Direction.FORWARD, sources, targets)
+    read: dict[str, set[str]] = defaultdict(set)
+    for mapping in resolution.mappings:
+        for source, columns in mapping.reads.items():
+            read[source].update(columns)
+    return Report(
+        spec=spec,
+        resolution=resolution,
+        sources=sources,
+        targets=targets,
+        not_carried={
+            name: left
+            for name in resolution.streamed
+            if name in sources and (left := tuple(c for c in sources[name].column_names if c not in read[name]))
+        },
+        excluded=tuple(sorted(matching(spec.exclude, sources))),
+        dependents=tuple(survey.dependents(old, sources.values())),
+        other_slots=tuple(survey.other_slots(old)),
+        unmoved=tuple(survey.unmoved(old, spec.old.schema_)),
+        proposals=tuple(ddl.proposals(spec, old, sources, targets)),
+        reversible={m.target: _reversible(spec, m) for m in resolution.mappings},
+    )
+
+
+def _reversible(spec: Spec, mapping: Mapping) -> dict[str, str]:
+    """How each new column finds its way back to old: copied as it is, or only through an entry under `reverse`."""
+    written = {table for entry in spec.reverse for table in (entry.to,)}
+    sources = set(mapping.sources)
+    how: dict[str, str] = {}
+    for output in mapping.outputs:
+        if output.plain is not None and mapping.row_local:
+            how[output.name] = f"copied back to {output.plain[0]}.{output.plain[1]}"
+        elif sources & written:
+            how[output.name] = "by your entry under `reverse`"
+        else:
+            how[output.name] = "computed: going back needs an entry under `reverse`"
+    return how
+
+
+# -- text -------------------------------------------------------------------------------------------------------------
+
+
+def text(report: Report) -> str:
+    """The report as an operator reads it."""
+    r = report.resolution
+    lines = [f"Migration {report.spec.migration}: {report.spec.old.schema_} -> {report.spec.new.schema_}", ""]
+    lines += ["Old tables", *_table([_source_row(report, report.sources[n]) for n in sorted(report.sources)])]
+    lines += ["", "New tables"]
+    for mapping in r.mappings:
+        lines += ["", *_mapping(mapping, report.reversible[mapping.target])]
+    if report.not_carried:
+        lines += ["", "Old columns that are not carried over"]
+        lines += [f"  {name}: {', '.join(columns)}" for name, columns in sorted(report.not_carried.items())]
+    lines += ["", "What leans on the old tables (all of it keeps working: nothing of old is changed)"]
+    lines += _traits(report.dependents) or ["  nothing"]
+    if report.other_slots:
+        lines.append(f"  other logical slots of this database: {', '.join(report.other_slots)}")
+    lines += ["", "What is not moved (it is new's to have)"]
+    lines += _traits(report.unmoved) or ["  nothing"]
+    if report.proposals:
+        missing = ", ".join(p.table for p in report.proposals)
+        lines += ["", f"Missing on new: {missing} (slackwater plan --ddl proposes them)"]
+    if r.problems:
+        lines += ["", f"{len(r.problems)} problems (slackwater check lists everything)"]
+        lines += [f"  - {problem}" for problem in r.problems]
+    return "\n".join(lines)
+
+
+def _source_row(report: Report, table: Table) -> tuple[str, ...]:
+    readers = [m.target for m in report.resolution.mappings if table.name in m.sources]
+    if table.name in report.excluded:
+        to = "(excluded)"
+    else:
+        to = "-> " + ", ".join(readers) if readers else "(nothing reads it)"
+    mirrored = "mirrored" if table.name in report.resolution.mirrors else ""
+    return (table.name, f"~{table.rows_estimate:,} rows", size(table.bytes_estimate), to, mirrored)
+
+
+def _mapping(mapping: Mapping, back: dict[str, str]) -> list[str]:
+    kind = "row by row" if mapping.row_local else "over mirrors of " + ", ".join(mapping.sources)
+    key = ", ".join(mapping.key) or "none: rows are counted"
+    lines = [f"  {mapping.target}  ({mapping.origin}, {kind}; key {key})"]
+    lines += [f"      {line}" for line in mapping.text.strip().splitlines()]
+    if mapping.owner != mapping.key and mapping.owner:
+        lines.append(f"    owner {', '.join(mapping.owner)}: its rows come and go together")
+    if not mapping.row_local:
+        lines += [f"    a changed {s} finds its rows by: {' '.join(f.query.split())}" for s, f in mapping.feeds.items()]
+    derived = [
+        f"{column} ({o.expression})" for column in back for o in mapping.outputs if o.name == column and o.plain is None
+    ]
+    if derived:
+        lines.append(f"    computed, not copied: {', '.join(derived)}")
+    return lines
+
+
+def _traits(traits: Iterable[Trait]) -> list[str]:
+    grouped: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for trait in traits:
+        grouped[trait.table, trait.kind].append(trait.detail)
+    return [
+        f"  {table + ': ' if table else ''}{kind} {', '.join(details)}"
+        for (table, kind), details in sorted(grouped.items())
+    ]
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows in aligned columns; the second and third to the right."""
+    widths = [max((len(row[i]) for row in rows), default=0) for i in range(len(rows[0]) if rows else 0)]
+    return [
+        "  "
+        + "  ".join(
+            cell.rjust(w) if i in (1, 2) else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def size(size_bytes: int) -> str:
+    """1536 -> '1.5 kB'."""
+    amount = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" or amount >= 10 else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TB"
+
+
+def document(report: Report) -> dict[str, Any]:
+    """The report as `plan --json` prints it."""
+    r = report.resolution
+    return {
+        "migration": report.spec.migration,
+        "old": {
+            name: {
+                "rows_estimate": t.rows_estimate,
+                "bytes_estimate": t.bytes_estimate,
+                "key": list(t.key),
+                "excluded": name in report.excluded,
+                "mirrored": name in r.mirrors,
+                "not_carried": list(report.not_carried.get(name, ())),
+            }
+            for name, t in sorted(report.sources.items())
+        },
+        "new": {
+            m.target: {
+                "origin": m.origin,
+                "select": m.text,
+                "sources": list(m.sources),
+                "row_local": m.row_local,
+                "key": list(m.key),
+                "owner": list(m.owner),
+                "feeds": {source: feed.query for source, feed in m.feeds.items()},
+                "columns": {o.name: o.expression for o in m.outputs},
+                "back": report.reversible[m.target],
+            }
+            for m in r.mappings
+        },
+        "streamed": list(r.streamed),
+        "mirrors": list(r.mirrors),
+        "dependents": [{"table": t.table, "kind": t.kind, "name": t.detail} for t in report.dependents],
+        "other_slots": list(report.other_slots),
+        "not_moved": [{"kind": t.kind, "name": t.detail} for t in report.unmoved],
+        "missing": [{"table": p.table, "ddl": p.sql, "reason": p.reason or None} for p in report.proposals],
+        "problems": [{"where": p.where, "cause": p.cause, "remedy": p.remedy} for p in r.problems],
+    }

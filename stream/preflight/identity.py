@@ -1,0 +1,81 @@
+"""Replica identities: which old tables need REPLICA IDENTITY FULL, how to set it, and how it was before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from schemas.resolve import resolve
+
+from connectors.postgres import catalog
+from connectors.postgres.session import Connection
+from schemas.direction import Direction
+from schemas.names import qualified, quote
+from schemas.spec import Spec
+from schemas.table import Identity, Table
+from stream.journal import entries
+from stream.preflight.tables import identity_statements
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityChange:
+    """One old table whose identity is to become FULL. `statements` do it, `restore` undoes it; the partitions' too."""
+
+    table: str
+    statements: tuple[str, ...]
+    restore: tuple[str, ...]
+
+
+def as_full(table: Table) -> Table:
+    """The table as it will be under REPLICA IDENTITY FULL."""
+    return replace(table, identity=Identity.FULL, identity_columns=table.column_names)
+
+
+def needing_full(spec: Spec, sources: Mapping[str, Table], targets: Mapping[str, Table]) -> list[str]:
+    """Streamed tables that have no usable identity, or of whose old rows a mapping needs more than they send."""
+    every = {name: as_full(table) for name, table in sources.items()}
+    best = resolve(spec, Direction.FORWARD, every, targets)
+    needing: list[str] = []
+    for name in best.streamed:
+        table = sources[name]
+        if table.identity is Identity.FULL:
+            continue
+        without = resolve(spec, Direction.FORWARD, {**every, name: table}, targets)
+        if not table.identity_columns or len(without.problems) > len(best.problems):
+            needing.append(name)
+    return needing
+
+
+def changes(
+    conn: Connection, spec: Spec, sources: Mapping[str, Table], targets: Mapping[str, Table]
+) -> list[IdentityChange]:
+    """What `prepare --set-replica-identity` would do, in order."""
+    found: list[IdentityChange] = []
+    for name in needing_full(spec, sources, targets):
+        table = sources[name]
+        partitions = catalog.partitions(conn, table)
+        identities = catalog.identities(conn, [(table.schema, table.name), *partitions])
+        found.append(
+            IdentityChange(
+                table=name,
+                statements=tuple(identity_statements(table, partitions)),
+                restore=tuple(_restore(*entry) for entry in identities),
+            )
+        )
+    return found
+
+
+def _restore(schema: str, name: str, identity: str, index: str | None) -> str:
+    how = {"d": "default", "n": "nothing", "f": "full"}.get(identity)
+    if how is None:
+        how = f"using index {quote(index)}" if index is not None else "default"
+    return f"alter table {qualified(schema, name)} replica identity {how}"
+
+
+def restores(conn: Connection, migration: str) -> dict[str, list[str]]:
+    """Old table -> the statements that put its identity back, by what the journal says was changed. First one wins."""
+    found: dict[str, list[str]] = {}
+    for entry in entries(conn, migration):
+        if entry.step == "replica_identity":
+            found.setdefault(str(entry.detail["table"]), [str(s) for s in entry.detail["restore"]])
+    return found

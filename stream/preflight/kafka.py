@@ -1,0 +1,79 @@
+"""What Kafka must be, before epochs stand in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from connectors.kafka.topics import MAX_MESSAGE_BYTES, BrokerFacts
+from schemas.direction import Direction, epochs_topic, schemas_topic, topic_name
+from schemas.errors import SlackwaterError
+from schemas.spec import Spec
+from stream.preflight.finding import Findings
+from stream.topics import FlowTopics
+
+SHORT_TRANSACTION_MS = 60_000
+
+
+def topic_names(spec: Spec, tables: Iterable[str]) -> tuple[list[str], str, str | None]:
+    """(row topics, the epochs topic, the schemas topic or None) of the forward flow."""
+    prefix, migration = spec.kafka.topic_prefix, spec.migration
+    rows = [topic_name(prefix, migration, Direction.FORWARD, spec.old.schema_, table) for table in tables]
+    schemas = None if spec.kafka.registry.url else schemas_topic(prefix, migration)
+    return rows, epochs_topic(prefix, migration, Direction.FORWARD), schemas
+
+
+def examine(spec: Spec, topics: FlowTopics, tables: Iterable[str], found: Findings) -> None:
+    """The cluster, and those of the topics that are there already."""
+    try:
+        _brokers(spec, topics.brokers(), found)
+        for problem in topics.check(*topic_names(spec, tables)):
+            found.problem("topic", problem.cause, problem.remedy, problem.where)
+    except SlackwaterError as error:
+        found.problem("kafka", error.cause, error.hint, "kafka")
+
+
+def _brokers(spec: Spec, facts: BrokerFacts, found: Findings) -> None:
+    wanted = spec.kafka.replication_factor
+    effective = wanted if wanted is not None else facts.default_replication_factor
+    if wanted is not None and wanted > facts.brokers:
+        found.problem(
+            "replication_factor",
+            f"replication_factor is {wanted}, and the cluster has {facts.brokers} brokers",
+            f"set kafka.replication_factor to {facts.brokers} or less",
+            "kafka",
+        )
+    elif facts.brokers >= 3 and effective is not None and effective < 3:
+        cause = f"topics would have {effective} replicas on {facts.brokers} brokers: one broker lost could lose rows"
+        remedy = "set kafka.replication_factor: 3"
+        if wanted is None:
+            found.problem("replication_factor", cause, remedy, "kafka")
+        else:  # it was written down on purpose
+            found.warning("replication_factor", cause, remedy, "kafka")
+    if facts.brokers >= 3 and facts.min_insync_replicas is not None and facts.min_insync_replicas < 2:
+        found.warning(
+            "min_insync_replicas",
+            "min.insync.replicas is 1: an epoch counts as safe while one broker alone has it",
+            "set min.insync.replicas=2 on the cluster or on this migration's topics",
+            "kafka",
+        )
+    if facts.unclean_leader_election:
+        found.warning(
+            "unclean_leader_election",
+            "unclean.leader.election.enable is true: a replica that lags may become leader and drop records",
+            "set it to false",
+            "kafka",
+        )
+    if facts.transaction_max_timeout_ms is not None and facts.transaction_max_timeout_ms < SHORT_TRANSACTION_MS:
+        found.warning(
+            "transaction_max_timeout",
+            f"transaction.max.timeout.ms is {facts.transaction_max_timeout_ms}: an epoch must reach Kafka within it",
+            "raise it to 900000, Kafka's default",
+            "kafka",
+        )
+    if facts.socket_request_max_bytes is not None and facts.socket_request_max_bytes <= MAX_MESSAGE_BYTES:
+        found.warning(
+            "socket_request_max_bytes",
+            f"socket.request.max.bytes is {facts.socket_request_max_bytes:,}: larger rows would not be taken",
+            f"raise it above {MAX_MESSAGE_BYTES:,}",
+            "kafka",
+        )

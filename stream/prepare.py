@@ -1,0 +1,333 @@
+"""`prepare`: everything that a migration stands on, made in the one order in which nothing can be lost.
+
+Invariants: every step looks before it makes, so a run that was killed anywhere is completed by the next; the
+publication exists before the slot, the slot before the barrier, and all of them before the one transaction on new that
+says "prepared" and lets the roles begin. Nothing of a user's is dropped; only a target that this migration itself has
+filled is ever emptied.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from connectors.failpoint import failpoint
+from connectors.postgres import catalog, chunks, control, session, slots
+from connectors.postgres.session import Connection
+from schemas.direction import Direction, epochs_topic, schemas_topic, slot_name, topic_name
+from schemas.epoch import Epoch
+from schemas.errors import Halt, Refused
+from schemas.plan import Plan
+from schemas.position import ZERO, Position, format_lsn
+from schemas.resolve import Resolution, resolve
+from schemas.spec import Spec
+from schemas.table import Table
+from stream import groundwork, preflight
+from stream.difference import Difference, Wanted, difference, wanted_loads
+from stream.groundwork import Work
+from stream.journal import Actor, append
+from stream.phases import Phase
+from stream.preflight import bindings, ddl, identity
+from stream.prepared import Flow, Prepared, plan_of
+from stream.reload import reload
+from stream.topics import FlowTopics
+
+FORWARD = Direction.FORWARD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """`result`: prepared (the first time), changed (after an edit), already. `steps` are what was made now."""
+
+    result: str
+    steps: tuple[str, ...]
+    difference: Difference
+    warnings: tuple[str, ...]
+    prepared: Prepared
+
+
+def prepare(
+    spec: Spec,
+    *,
+    actor: Callable[[Connection], Actor],
+    say: Callable[[str], None],
+    confirm: Callable[[str], None],
+    set_identity: bool = False,
+    slot_timeout_s: float | None = None,
+    stop: threading.Event | None = None,
+) -> Outcome:
+    """Prepare the migration, or complete, or change what was prepared.
+
+    `say` hears each step as it is done; `confirm` is asked before a target is emptied, and raises to say no.
+    Errors: Refused with every reason that `check` finds; Contended while others hold a table, or the slot has to wait
+    for longer than `slot_timeout_s`; SlotLost and Halt when what was prepared is no longer what it was.
+    """
+    with ExitStack() as stack:
+        old = stack.enter_context(session.connect(str(spec.old.dsn), application="slackwater prepare"))
+        new = stack.enter_context(session.connect(str(spec.new.dsn), application="slackwater prepare"))
+        topics = stack.enter_context(FlowTopics(spec))
+        stack.enter_context(groundwork.alone(new, spec.migration))
+        work = Work(
+            spec=spec,
+            old=old,
+            new=new,
+            topics=topics,
+            actor=actor(new),
+            say=say,
+            set_identity=set_identity,
+            slot_timeout_s=slot_timeout_s,
+            stop=stop,
+        )
+        return _prepare(work, confirm)
+
+
+def _prepare(work: Work, confirm: Callable[[str], None]) -> Outcome:
+    spec = work.spec
+    row = control.migration(work.new, spec.migration)
+    before = None if row is None else Prepared.from_json(row.prepared)
+    if row is not None:
+        _may_change(work, row.phase, before)
+    findings = preflight.examine(spec, work.old, work.new, work.topics, before, set_identity=work.set_identity)
+    if findings.problems:
+        raise Refused(
+            "this migration cannot be prepared as things stand",
+            reasons=tuple(str(problem) for problem in findings.problems),
+            hint="put each of these right, then run `slackwater prepare` again",
+        )
+    warnings = tuple(str(finding) for finding in findings.of(preflight.Severity.WARNING))
+    groundwork.control_schema(work)
+    groundwork.apply_ddl(work, before)
+    if work.set_identity:
+        groundwork.set_identities(work)
+    sources = catalog.tables(work.old, spec.old.schema_)
+    targets = catalog.tables(work.new, spec.new.schema_)
+    resolution = resolve(spec, FORWARD, sources, targets)
+    outputs = bindings.outputs(work.old, sources, resolution)
+    topics = _topic_names(spec, resolution, before, sources)
+    plan = plan_of(spec, FORWARD, resolution, sources, targets, topics, outputs)
+    diff = _difference(work, before, plan, resolution)
+    if before is not None and (diff or _shape(before) != _shape(_document(work, plan, before, before.forward))):
+        _announce(work, diff, confirm)
+    prepared = _stand(work, plan, outputs, before)
+    if before is None:
+        _begin(work, plan, prepared)
+        result = "prepared"
+    elif not diff and _shape(before) == _shape(prepared):
+        result = "already"
+    else:
+        _change(work, plan, before, prepared, diff)
+        result = "changed"
+    return Outcome(result=result, steps=tuple(work.steps), difference=diff, warnings=warnings, prepared=prepared)
+
+
+def _may_change(work: Work, phase: str, before: Prepared | None) -> None:
+    """`prepare` again is for the time before the first switch."""
+    if phase in (Phase.SWITCHING, Phase.SWITCHED, Phase.FINALIZED, Phase.CANCELLED):
+        raise Refused(
+            f"migration {work.spec.migration} is {phase}: what it stands on cannot be changed any more",
+            hint="slackwater status",
+        )
+    if before is None or before.reverse is None or before.fingerprint == work.spec.fingerprint:
+        return
+    raise Refused(
+        "the reverse direction is armed with the file as it was prepared, and the file has changed since",
+        hint="bring the old file back, or `slackwater cancel` and prepare anew",
+    )
+
+
+def _topic_names(
+    spec: Spec, resolution: Resolution, before: Prepared | None, sources: dict[str, Table]
+) -> dict[str, str]:
+    """Old table -> topic, of everything that is streamed: what mappings read, and what was in the stream already."""
+    stays = [] if before is None else [name for name in before.forward.streamed if name in sources]
+    names = sorted({*resolution.streamed, *stays})
+    return {
+        name: topic_name(spec.kafka.topic_prefix, spec.migration, FORWARD, spec.old.schema_, name) for name in names
+    }
+
+
+def _difference(work: Work, before: Prepared | None, plan: Plan, resolution: Resolution) -> Difference:
+    if before is None:
+        return Difference()
+    present = control.loads(work.new, work.spec.migration, FORWARD)
+    publication = slots.publication(work.old, before.forward.publication)
+    if publication is None:
+        raise Halt(
+            f"publication {before.forward.publication} is gone: rows are missing from the stream",
+            hint=groundwork.REBUILD,
+        )
+    published = {name for schema, name in publication.tables if schema == plan.source_schema}
+    return difference(
+        wanted_loads(plan),
+        {name: fingerprint for name, (fingerprint, _) in present.items()},
+        reads=resolution.streamed,
+        streamed=before.forward.streamed,
+        published=published,
+        remade=[n for n, t in plan.sources.items() if n in before.old and before.old[n].oid != t.oid],
+    )
+
+
+def _announce(work: Work, diff: Difference, confirm: Callable[[str], None]) -> None:
+    """Print the difference; refuse while roles run; ask before anything is emptied."""
+    for line in diff.lines() or ["the file has changed; no table is written differently"]:
+        work.say(line)
+    alive = sorted({*control.alive(work.old, work.spec.migration), *control.alive(work.new, work.spec.migration)})
+    if alive:
+        raise Refused(
+            "roles of this migration are running: " + "; ".join(alive),
+            hint="stop them (Ctrl-C or SIGTERM ends them at an epoch's end), prepare again, then start them",
+        )
+    emptied = [name for name in diff.changed if not name.startswith("mirror:")]
+    if emptied:
+        confirm(f"Empty {', '.join(emptied)} on new, and backfill anew?")
+
+
+def _stand(work: Work, plan: Plan, outputs: dict[str, dict[str, str]], before: Prepared | None) -> Prepared:
+    """Everything outside the last transaction: types, mirrors, fences, topics, publication, slot."""
+    spec = work.spec
+    groundwork.make_types(work, plan)
+    groundwork.make_fences(work)
+    epochs = epochs_topic(spec.kafka.topic_prefix, spec.migration, FORWARD)
+    schemas = None if spec.kafka.registry.url else schemas_topic(spec.kafka.topic_prefix, spec.migration)
+    known = {} if before is None else before.forward.topic_ids
+    made, ids = work.topics.ensure(plan.topics.values(), epochs, schemas, known=known)
+    if made:
+        work.done(f"{len(made)} topics: {preflight.listed(made)}")
+    failpoint("prepare.after_topics")
+    name = slot_name(spec.migration, FORWARD)
+    if slots.ensure_publication(work.old, name, [(plan.source_schema, table) for table in plan.sources]):
+        work.done(f"publication {name}: {preflight.listed(plan.sources)}")
+    failpoint("prepare.after_publication")
+    server = catalog.server(work.old)
+    point = groundwork.make_slot(work, name, epochs, before)
+    failpoint("prepare.after_slot")
+    flow = Flow(
+        streamed=tuple(plan.sources),
+        mirrors=plan.mirrors,
+        mappings={mapping.target: mapping.fingerprint for mapping in plan.mappings},
+        outputs=outputs,
+        topics=plan.topics,
+        topic_ids=ids,
+        epochs_topic=epochs,
+        slot=name,
+        publication=name,
+        system_id=server.system_id if before is None else before.forward.system_id,
+        timeline=server.timeline if before is None else before.forward.timeline,
+        consistent_point=point,
+    )
+    return _document(work, plan, before, flow)
+
+
+def _document(work: Work, plan: Plan, before: Prepared | None, flow: Flow) -> Prepared:
+    """Both sides as they are now, around `flow`."""
+    spec = work.spec
+    return Prepared(
+        migration=spec.migration,
+        fingerprint=spec.fingerprint,
+        old_schema=plan.source_schema,
+        new_schema=plan.target_schema,
+        old=catalog.tables(work.old, plan.source_schema),
+        new=catalog.tables(work.new, plan.target_schema),
+        forward=flow,
+        reverse=None if before is None else before.reverse,
+        schemas_topic=None if spec.kafka.registry.url else schemas_topic(spec.kafka.topic_prefix, spec.migration),
+        ddl_fingerprint=ddl.applied(work.new, spec),
+        identity_full=identity.restores(work.new, spec.migration),
+    )
+
+
+def _shape(prepared: Prepared) -> Prepared:
+    """The document without what roles do not go by: tables outside the migration, and the planner's estimates."""
+
+    def still(tables: dict[str, Table], names: Iterable[str]) -> dict[str, Table]:
+        return {n: replace(tables[n], rows_estimate=0, bytes_estimate=0) for n in sorted(names) if n in tables}
+
+    flow = prepared.forward
+    return replace(prepared, old=still(prepared.old, flow.streamed), new=still(prepared.new, flow.mappings))
+
+
+# -- the transaction that says so -------------------------------------------------------------------------------------
+
+
+def _begin(work: Work, plan: Plan, prepared: Prepared) -> None:
+    """The barrier, epoch 0, and the one transaction on new from which on the roles may work."""
+    flow = prepared.forward
+    barrier = chunks.record_barrier(work.old)
+    loads = [_load(load, barrier) for load in wanted_loads(plan).values()]
+    if work.topics.last_epoch(flow.epochs_topic) is None:
+        work.topics.publish_first(flow.epochs_topic, _epoch_zero(flow))
+        work.done("epoch 0")
+    failpoint("prepare.after_epoch_0")
+    checkpoint = control.Checkpoint(
+        epoch=0,
+        end_lsn=flow.consistent_point,
+        last=Position(ZERO, 0),
+        offsets=work.topics.next_offsets([*flow.topics.values(), flow.epochs_topic]),
+        system_id=flow.system_id,
+        timeline=flow.timeline,
+        slot=flow.slot,
+    )
+    with control.transaction(work.new, "cannot record what was prepared"):
+        control.put_checkpoint(work.new, plan.migration, FORWARD, checkpoint)
+        for load in loads:
+            control.reset_load(work.new, plan.migration, FORWARD, load)
+        control.put_migration(
+            work.new,
+            plan.migration,
+            phase=Phase.PREPARED,
+            fingerprint=prepared.fingerprint,
+            prepared=prepared.to_json(),
+        )
+        detail = {
+            "fingerprint": prepared.fingerprint,
+            "slot": flow.slot,
+            "consistent_point": format_lsn(flow.consistent_point),
+            "streamed": list(flow.streamed),
+            "loads": [load.name for load in loads],
+        }
+        append(work.new, plan.migration, actor=work.actor, step="prepare", detail=detail)
+        failpoint("prepare.before_commit")
+    work.done(f"prepared: {len(plan.sources)} old tables streamed, {len(plan.mappings)} new tables to fill")
+
+
+def _change(work: Work, plan: Plan, before: Prepared, prepared: Prepared, diff: Difference) -> None:
+    """After an edit: a new barrier for what is loaded anew, and the one transaction that empties and resets it."""
+    wanted = wanted_loads(plan)
+    barrier = chunks.record_barrier(work.old)
+    loads = [_load(wanted[name], barrier) for name in diff.loads_anew]
+    added = [plan.topics[name] for name in plan.sources if name not in before.forward.streamed]
+    reload(work.new, plan, prepared, diff, loads, work.topics.next_offsets(added), actor=work.actor)
+    work.done(f"{len(loads)} backfills to do" if loads else "the new file is recorded")
+
+
+def _load(wanted: Wanted, barrier: chunks.Barrier) -> control.Load:
+    return control.Load(
+        name=wanted.name,
+        source=wanted.source,
+        fingerprint=wanted.fingerprint,
+        state="asleep" if wanted.asleep else "pending",
+        barrier_xid=barrier.xid,
+        barrier_lsn=barrier.lsn,
+        rows_estimate=wanted.rows_estimate,
+        bytes_estimate=wanted.bytes_estimate,
+    )
+
+
+def _epoch_zero(flow: Flow) -> Epoch:
+    """The stream's beginning: it holds nothing, and ends where the slot begins."""
+    now = time.time()
+    return Epoch(
+        epoch=0,
+        previous=-1,
+        end_lsn=flow.consistent_point,
+        last=Position(ZERO, 0),
+        committed_at=now,
+        first_committed_at=now,
+        published_at=now,
+        system_id=flow.system_id,
+        timeline=flow.timeline,
+        slot=flow.slot,
+    )
