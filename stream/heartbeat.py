@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +23,7 @@ from schemas.errors import SlackwaterError
 log = logging.getLogger("slackwater.heartbeat")
 
 BEAT_S = 1.0
+QUIET_S = 5.0  # at most one line on a change of state in this time
 DEAD_S = 8.0  # a heartbeat older than this: the process is gone, stopped, or cut off from its database
 
 WRITE = """
@@ -94,6 +96,7 @@ class Heartbeat:
         self.unwritten: str | None = None  # why the last beat could not be written; None when it was
         self._dsn = dsn
         self._said: tuple[str, str | None] = ("starting", None)  # one tuple: state and reason never tear
+        self._told_at = -QUIET_S
         self._wake = threading.Event()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -138,9 +141,16 @@ class Heartbeat:
         self._say("halted", reason)
 
     def _say(self, state: str, reason: str | None) -> None:
-        if self._said != (state, reason):
-            self._said = (state, reason)
-            self._wake.set()  # a change of state is written at once, progress once a second
+        before = self._said
+        if before == (state, reason):
+            return
+        self._said = (state, reason)
+        self._wake.set()  # a change of state is written at once, progress once a second
+        # A role that flaps between two states is not to fill the log.
+        quiet = before[0] == state or time.monotonic() - self._told_at < QUIET_S
+        if not quiet:
+            self._told_at = time.monotonic()
+        log.log(logging.DEBUG if quiet else logging.INFO, "%s", f"{state}: {reason}" if reason else state)
 
     def start(self) -> None:
         """Starts the thread that writes."""

@@ -14,6 +14,8 @@ LISTED = 12  # tables of the backfill that are shown; the rest is counted
 def screen(status: Document) -> str:
     """The whole screen; the first line alone says what most people came to ask."""
     parts = [headline(status), ""]
+    if status["phase"] == "planned" and not status["errors"]:
+        return "\n".join([*parts, "nothing is prepared yet: the old side works as ever, and the new one waits"])
     for name, direction in status["directions"].items():
         parts += _direction(name, direction)
     parts += _backfill(status["backfill"])
