@@ -80,8 +80,9 @@ class Heartbeat:
     """The state of one role of one direction.
 
     `dsn` is where the role writes: capture its source, apply and backfill their target. The role calls `running`,
-    `waiting` and `paused`, and puts what it knows of its progress into `figures` (JSON values). Figures that
-    belong together are set by replacing `figures` whole, so that no beat tears them. The worker alone calls `start`, `failed`, `halted` and `stop`.
+    `waiting` and `paused`, and puts what it knows of its progress into `figures` (JSON values). Figures that belong
+    together are set by replacing `figures` whole, or in one `update`, so that no beat tears them. The worker alone
+    calls `start`, `failed`, `halted` and `stop`.
     """
 
     def __init__(self, *, dsn: str, migration: str, direction: str, role: str) -> None:
