@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["tests.fixtures.names", "tests.fixtures.services", "tests.fixtures.databases"]
+pytest_plugins = ["tests.fixtures.names", "tests.fixtures.services", "tests.fixtures.databases", "tests.fixtures.stream"]

@@ -28,6 +28,7 @@ from schemas.errors import Halt, SlackwaterError, StreamGap, Unavailable
 Offsets = Mapping[str, Mapping[int, int]]
 
 AHEAD_BYTES = 32 << 20  # here, and as much again in librdkafka's queue
+FETCH_BYTES = 8 << 20  # one answer of a broker, compressed; a row larger than that comes all the same
 _CHUNK = 4096  # messages taken from librdkafka at once
 _STALL_S = 2.0  # without news: look at the log itself
 _PATIENCE_S = 10.0  # a log shorter than its epochs say is a gap only when it stays so: leaders move
@@ -86,7 +87,7 @@ class EpochReader:
             self._consumer = Consumer(
                 settings(
                     bootstrap,
-                    {"fetch.wait.max.ms": 500, "fetch.message.max.bytes": 1 << 20, **options},
+                    {"fetch.wait.max.ms": 500, "fetch.queue.backoff.ms": 5, "fetch.max.bytes": FETCH_BYTES, **options},
                     group_id=epochs_topic.removesuffix(".epochs"),
                     isolation_level="read_committed",
                     check_crcs=True,
@@ -128,9 +129,8 @@ class EpochReader:
             if last:
                 return None
             left = max(deadline - time.monotonic(), 0.0)
-            if self._pump(left):
-                self._balance()
-            else:
+            self._balance()
+            if not self._pump(left):
                 self._look()
             last = left == 0.0
 
@@ -281,7 +281,10 @@ class EpochReader:
             )
         state.seen = max(position, first)
         with translated(f"reading {part[0]}, partition {part[1]}"):
-            self._consumer.seek(TopicPartition(part[0], part[1], state.seen))
+            # librdkafka has stopped fetching it, and does not let it be sought from there.
+            self._consumer.incremental_unassign([TopicPartition(part[0], part[1])])
+            self._consumer.incremental_assign([TopicPartition(part[0], part[1], state.seen)])
+        self._paused.discard(part)
 
     def _fetched(self) -> int:
         """The offset after the newest epoch record that came."""

@@ -16,7 +16,7 @@ from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCol
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
 from connectors.kafka.client import MISSING_TOPIC, Options, settings, translate, translated
-from schemas.errors import Unavailable
+from schemas.errors import StreamGap, Unavailable
 from schemas.problem import Problem
 
 MAX_MESSAGE_BYTES = 100_000_000  # within a broker's default socket.request.max.bytes, 100 MiB
@@ -24,6 +24,15 @@ DEFAULT_MESSAGE_BYTES = 1_048_588
 DEFAULT_TRANSACTION_MS = 900_000
 _TIMEOUT_S = 15.0
 _UNLIMITED = -1
+_MOVING_S = 5.0
+_MOVING = {  # a partition that is new, or changes its leader; or a topic that is not there
+    KafkaError._NOENT,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    *MISSING_TOPIC,
+}
 
 
 class Kind(StrEnum):
@@ -123,7 +132,7 @@ class Topics:
     def ensure(self, specs: Sequence[TopicSpec]) -> list[str]:
         """Make what is missing, and return what was made. What is there is left as it is; see `check`.
 
-        Returns once every broker that answers us knows them all.
+        Returns once each of their partitions has a leader that answers.
         """
         present = self._described([s.name for s in specs])
         missing = [s for s in specs if s.name not in present]
@@ -147,6 +156,7 @@ class Topics:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise translate(error.args[0], f"creating topic {name}") from error
         self._until(lambda: len(self._described([s.name for s in missing])) == len(missing), "new topics to appear")
+        self.stable_ends([(n.topic, p) for n in new for p in range(n.num_partitions)])
         return made
 
     def check(self, specs: Sequence[TopicSpec]) -> list[Problem]:
@@ -192,9 +202,30 @@ class Topics:
         """Per topic-partition: first offset, last stable offset, end of the log.
 
         Below the last stable offset no transaction is open; a reader of committed records sees no further.
+        Errors: StreamGap (no such topic), Unavailable.
         """
         wanted = [TopicPartition(topic, partition) for topic, partition in parts]
+        deadline = time.monotonic() + _MOVING_S
+        while True:
+            try:
+                return self._ends(wanted)
+            except KafkaException as error:
+                if error.args[0].code() not in _MOVING:
+                    raise translate(error.args[0], "asking Kafka for offsets") from error
+                if time.monotonic() > deadline:
+                    missing = sorted({tp.topic for tp in wanted} - self.topic_ids({tp.topic for tp in wanted}).keys())
+                    if missing:
+                        raise StreamGap(
+                            f"topic {missing[0]} does not exist",
+                            hint="what it held is gone: `slackwater cancel`, then prepare anew",
+                        ) from error
+                    raise Unavailable(
+                        f"asking Kafka for offsets: a partition has no leader ({error.args[0].name()})",
+                        hint="check that all brokers are up; it is tried again by itself",
+                    ) from error
+            time.sleep(0.1)
 
+    def _ends(self, wanted: list[TopicPartition]) -> dict[tuple[str, int], tuple[int, int, int]]:
         def ask(spec: Any, level: Any) -> dict[tuple[str, int], Any]:
             answers = self._admin.list_offsets(
                 dict.fromkeys(wanted, spec), isolation_level=level, request_timeout=_TIMEOUT_S
@@ -202,11 +233,10 @@ class Topics:
             return {(tp.topic, tp.partition): future for tp, future in answers.items()}
 
         earliest, latest = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
-        with translated("asking Kafka for offsets"):
-            first = ask(earliest, IsolationLevel.READ_UNCOMMITTED)
-            stable = ask(latest, IsolationLevel.READ_COMMITTED)
-            end = ask(latest, IsolationLevel.READ_UNCOMMITTED)
-            return {p: (first[p].result().offset, stable[p].result().offset, end[p].result().offset) for p in first}
+        first = ask(earliest, IsolationLevel.READ_UNCOMMITTED)
+        stable = ask(latest, IsolationLevel.READ_COMMITTED)
+        end = ask(latest, IsolationLevel.READ_UNCOMMITTED)
+        return {p: (first[p].result().offset, stable[p].result().offset, end[p].result().offset) for p in first}
 
     def _described(self, names: list[str]) -> dict[str, Any]:
         if not names:
