@@ -150,14 +150,14 @@ REFUSE = r"""
 create or replace function slackwater.refuse() returns trigger language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp as $body$
 declare
-  pass text := current_setting('slackwater.pass', true);
+  shown text := current_setting('slackwater.pass', true);  -- not `pass`: that is also the table's row
   opened bigint;
 begin
   -- arguments: migration, side, turn
   select open_turn into opened from slackwater.turn where migration = TG_ARGV[0] and side = TG_ARGV[1];
   if opened >= TG_ARGV[2]::bigint then return null; end if;
-  if pass <> '' and exists (
-    select from slackwater.pass where migration = TG_ARGV[0] and side = TG_ARGV[1] and hash = sha256(convert_to(pass, 'UTF8'))
+  if shown <> '' and exists (
+    select from slackwater.pass where migration = TG_ARGV[0] and side = TG_ARGV[1] and hash = sha256(convert_to(shown, 'UTF8'))
   ) then return null; end if;
   raise exception using errcode = '25006',
     message = 'slackwater: writes moved to ' || case TG_ARGV[1] when 'old' then 'new' else 'old' end,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from schemas.spec import Spec
+from stream.heartbeat import Beat
 from stream.lag import Lag, Stuck, describe
 from stream.observe import SlotView, SourceView, TargetView
 
@@ -70,13 +71,23 @@ def _roles(facts: Facts, c: str) -> Gate:
     if facts.source is None or facts.target is None:
         return Gate(gate="roles", state=State.UNKNOWN, detail="a side does not answer", remedy=f"{c} status")
     beats = {"capture": facts.source.capture, "apply": facts.target.apply}
-    down = [describe(role, b) for role, b in beats.items() if b is None or not b.alive or b.state == "halted"]
-    if down:
-        return Gate(gate="roles", state=State.FAILED, detail="; ".join(down), remedy=f"{c} run")
-    idle = [describe(role, b) for role, b in beats.items() if b is not None and b.state != "running"]
-    if idle:
-        return Gate(gate="roles", state=State.FAILED, detail="; ".join(idle), remedy=f"{c} status")
-    return Gate(gate="roles", state=State.PASSED, detail="capture and apply run")
+    if facts.loads is None or any(state != "done" for state in facts.loads.values()):
+        beats["backfill"] = facts.target.backfill
+    for bad in ("dead", "halted", "idle"):
+        found = [describe(role, b) for role, b in beats.items() if _standing(b) == bad]
+        if found:
+            remedy = f"{c} run" if bad == "dead" else f"{c} status"
+            return Gate(gate="roles", state=State.FAILED, detail="; ".join(found), remedy=remedy)
+    return Gate(gate="roles", state=State.PASSED, detail=f"{' and '.join(beats)} run")
+
+
+def _standing(beat: Beat | None) -> str:
+    if beat is None or not beat.alive:
+        return "dead"
+    if beat.state == "halted":
+        return "halted"
+    # Backfill holds back on purpose, and says why: that is its work.
+    return "running" if beat.state == "running" or (beat.role == "backfill" and beat.state == "paused") else "idle"
 
 
 def _backfill(facts: Facts, c: str) -> Gate:
