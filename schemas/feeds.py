@@ -138,7 +138,7 @@ class Deriver:
         return Instance(table=instance.table, known=known, active=frozenset(active & own))
 
     def usable(self, shape: Shape, active: set[int]) -> list[Equality]:
-        """The equalities that hold in rows where the relations `active` are there; grows `active` by what they imply."""
+        """The equalities that hold in rows where the relations `active` are there; `active` grows by what they imply."""
         own = {r.id for r in shape.relations}
         found: list[Equality] = []
         changed = True
@@ -194,7 +194,7 @@ class Deriver:
         return kind == f"={target}" or (kind == "=numeric" and target in ("smallint", "integer", "bigint"))
 
     def path(self, instance: Instance, outputs: list[Item]) -> tuple[str, frozenset[str]] | None:
-        """A query from the instance's rows over further tables to the owner; (query, columns read of the instance's)."""
+        """A query from the instance's rows over further tables to the owner, and the columns it reads of the instance."""
         if instance.blocked or self.shape.branches or self.shape.recursive or self.shape.open:
             return None
         tables = {r.id: r for r in self.shape.relations if r.table is not None and r.table != instance.table}
@@ -214,7 +214,7 @@ class Deriver:
             visited[step] = f"j{len(visited)}"
             for item in relation.items.values():
                 if item.place is not None and item.origin is not None:
-                    spelled.setdefault(item.place, f"{visited[step]}.{quote(item.origin[1])}")
+                    spelled[item.place] = f"{visited[step]}.{quote(item.origin[1])}"
         for e in usable:
             one, two = spelled.get(e.a), spelled.get(e.b)
             if one and two and one != two and (e.a.relation in visited or e.b.relation in visited):
@@ -244,7 +244,7 @@ class Deriver:
     ) -> int | None:
         for e in usable:
             for a, b in ((e.a, e.b), (e.b, e.a)):
-                if a in spelled and b.relation in tables and b.relation not in visited and b not in spelled:
+                if a in spelled and b.relation in tables and b.relation not in visited:
                     return b.relation
         return None
 

@@ -58,7 +58,7 @@ def of_row(draft: Draft, shape: Shape, source: Table, key: tuple[str, ...]) -> O
         return _without_key(draft, source)
     if not source.key:
         draft.refuse(
-            f"old table {source.name} has no primary key, so its rows cannot be told apart by the key of {draft.target}",
+            f"old table {source.name} has no primary key, so the key of {draft.target} cannot tell its rows apart",
             f"give {source.name} a primary key; or give new's {draft.target} none, and old's"
             f" {source.name} `replica identity full`",
         )
@@ -91,9 +91,10 @@ def of_row(draft: Draft, shape: Shape, source: Table, key: tuple[str, ...]) -> O
     columns = {c for k in owner for c in _columns(outputs[k])}
     feed = direct_feed(source.name, [expressions], columns, whole=True)
     given = draft.entry.feeds if draft.entry is not None else {}
+    by = ", ".join(expressions)
     if given and (set(given) != {source.name} or not _agrees(given[source.name], owner, outputs)):
         draft.refuse(
-            f"`feeds` of {draft.target} is not what its SELECT says: {source.name} feeds it by {', '.join(expressions)}",
+            f"`feeds` of {draft.target} is not what its SELECT says: {source.name} feeds it by {by}",
             "leave `feeds` out: each row of new comes from one row of old, and the SELECT says which",
         )
     return Owner(columns=tuple(owner), feeds={source.name: feed})
@@ -122,14 +123,14 @@ def _not_sent(
     unspelled = [k for k in late if spelled[k] is None and not outputs[k].many]
     if unspelled:
         draft.refuse(
-            f"key column {', '.join(unspelled)} of {draft.target} is not a plain expression over {source.name}'s columns",
+            f"key column {', '.join(unspelled)} of {draft.target} is not an expression over {source.name}'s own columns",
             "select it in the outermost SELECT, straight from the table, without subqueries",
         )
         return
     columns = sorted({c for k in late for c in _columns(outputs[k])} - set(source.identity_columns))
     cause = (
-        f"key column {', '.join(late)} of {draft.target} is computed from {', '.join(columns)}, which {source.name} does"
-        " not send of a changed or deleted row"
+        f"key column {', '.join(late)} of {draft.target} is computed from {', '.join(columns)}, which {source.name}"
+        " does not send of a changed or deleted row"
         if columns
         else f"no key column of {draft.target} says which row of {source.name} it comes from"
     )

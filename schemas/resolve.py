@@ -264,7 +264,7 @@ def _fingerprint(mapping: Mapping, sources: Tables) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-TEXTS = frozenset({"text", "character varying", "unknown", "character"})
+TEXTS = frozenset({"text", "character varying", "unknown", "character", "bpchar"})
 
 
 def finish(mapping: Mapping, described: Map[str, str], target: Table) -> Mapping:

@@ -188,7 +188,7 @@ class FromReader:
                 exact=True,
                 place=Place(number, shown[c]),
                 kind=kind_of(table.column(c)),
-            )  # fmt: skip
+            )
             for c in names
         }
         return self._add(scope, Relation(id=number, alias=alias, items=items, table=name))
@@ -226,12 +226,12 @@ class FromReader:
         alias_node = node.args.get("alias")
         called = str(body.this).lower() if isinstance(body, exp.Anonymous) else ""
         alias = name_of(alias_node.this) if alias_node is not None and alias_node.this is not None else called
-        offset = node.args.get("offset")
+        offset = node.args.get("offset") or body.args.get("offset")
         if isinstance(offset, exp.Identifier):
             names = [*names, name_of(offset)]
         if not names and called not in _RECORDS and not isinstance(body, (exp.XMLTable, exp.JSONTable)):
             names = [alias or "unnest"]
-        if node.args.get("ordinality") or offset is True:
+        if (node.args.get("ordinality") and not listed) or offset is True:
             names = [*names, "ordinality"]
         items = {n: Item(name=n, deps=deps, many=True, place=Place(number, n)) for n in names}
         relation = Relation(id=number, alias=alias, items=items, open=not listed, open_deps=deps, many=True)
