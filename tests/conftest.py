@@ -2,4 +2,13 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["tests.fixtures.names", "tests.fixtures.services", "tests.fixtures.databases", "tests.fixtures.stream"]
+import pytest
+
+pytest.register_assert_rewrite("tests.fixtures.tape")
+pytest_plugins = [
+    "tests.fixtures.names",
+    "tests.fixtures.services",
+    "tests.fixtures.databases",
+    "tests.fixtures.preparing",
+    "tests.fixtures.stream",
+]
