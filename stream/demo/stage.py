@@ -113,19 +113,27 @@ class Stage:
         """
         if shown:
             self.say(f"  {self._bold(f'$ {command}')}")
-        done = subprocess.run(
+        process = subprocess.Popen(
             ["/bin/sh", "-c", command],
             cwd=self.shop,
             env=self.env,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
+            start_new_session=True,
         )
-        if done.returncode != 0:
-            said = "\n".join((done.stdout + done.stderr).splitlines()[-30:])
-            raise DemoFailed(f"`{command}` exited with {done.returncode}:\n{said}")
-        lines = [line for line in done.stdout.splitlines() if line.strip()]
+        try:
+            out, err = process.communicate()
+        except BaseException:  # Ctrl-C: the shell's children go with it
+            for member in session(process.pid):
+                member.signal(signal.SIGKILL)
+            process.communicate()
+            raise
+        if process.returncode != 0:
+            said = "\n".join((out + err).splitlines()[-30:])
+            raise DemoFailed(f"`{command}` exited with {process.returncode}:\n{said}")
+        lines = [line for line in out.splitlines() if line.strip()]
         hidden = len(lines) - first - last
         for line in lines if hidden <= 1 else lines[:first]:
             if first or last:
@@ -135,7 +143,7 @@ class Stage:
                 self.say(f"    ... ({hidden} more lines)")
             for line in lines[len(lines) - last :] if last else ():
                 self.say(f"    {line}")
-        return done.stdout
+        return out
 
     def start(self, command: str, name: str) -> Background:
         """Print a command and run it in the background, in a session of its own; a Ctrl-C does not reach it."""

@@ -75,7 +75,7 @@ class Story:
     def _prepare(self) -> None:
         stage = self._stage
         stage.act("The new schema is prepared, and every role starts")
-        stage.run(f"{SLACKWATER} prepare --yes", first=3, last=2)
+        stage.run(f"{SLACKWATER} prepare --yes 2>&1", first=3, last=3)
         stage.start(f"{SLACKWATER} run", "slackwater run")
 
     def _backfill(self) -> None:

@@ -31,7 +31,7 @@ update customers set street = case when :n > 2 then :n || ' New Street' end, zip
 with joined as (
   insert into users (login, email) values ('new-' || gen_random_uuid(), 'New.' || :n || '@Example.COM') returning id
 )
-insert into profiles select id, 'fresh', 'Y' from joined where :n > 4;
+insert into profiles select id, 'fresh', 'Y' from joined where :n > 4 on conflict do nothing;
 \elif :what <= 72
 update users set last_seen = localtimestamp where id = :person;
 \elif :what <= 76
