@@ -131,14 +131,16 @@ class KeySpace:
 
     def boundary(self, conn: Connection, chunk: Chunk, rows: int) -> str | None:
         """The key of the chunk's row number `rows` (from 0), where it can be cut; None when it has no more rows."""
-        texts = ", ".join(f"{quote(c)}::text" for c in self.key)
+        # Named otherwise: ORDER BY would take a column of the result, which is text, before one of the table.
+        texts = ", ".join(f"{quote(c)}::text as slackwater_{i}" for i, c in enumerate(self.key))
         query = (
             f"select {texts} from {relation(self.table)} where {self.condition(conn, chunk)}"
             f" order by {self._names()} offset {max(1, rows)} limit 1"
         )
         with translated(f"cannot plan chunks of {self.table.schema}.{self.table.name}"):
             row = conn.execute(query).fetchone()
-        return None if row is None else pack(tuple(map(str, row)))
+        at = None if row is None else pack(tuple(map(str, row)))
+        return None if at in (chunk.lower, chunk.upper) else at
 
     def span(self, conn: Connection) -> tuple[int, int] | None:
         """The least and the greatest key of a table with an integer key; None while it is empty."""
