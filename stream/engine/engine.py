@@ -252,12 +252,12 @@ class Engine:
             return
         source = load.mapping.sources[0]
         stage = self.stages[source]
-        if staged.has_old:
+        if staged.has_gone:
             self.run(load.collect_owners(source, {source: stage.reading_old(skip=skip)}), prepare=not skip)
         if load.leaves_gaps and staged.has_new:
             whole = {source: stage.reading(part=0, skip=skip)}
             self.run(load.collect_owners(source, whole), prepare=not skip)
-        if staged.has_old or (load.leaves_gaps and staged.has_new):
+        if staged.has_gone or (load.leaves_gaps and staged.has_new):
             self.written += self.run(load.delete_stale(), prepare=True)
 
     def _write(self, load: Load, *, swap: bool = False, moved: bool = False) -> None:
@@ -382,7 +382,7 @@ class Engine:
         source = x.mapping.sources[0]
         asked = self.conn.execute(f"select exists (select from {self.stages[source].old})").fetchone()
         assert asked is not None
-        staged = Staged(truncated=False, has_new=True, has_old=bool(asked[0]))
+        staged = Staged(truncated=False, has_new=True, has_old=bool(asked[0]), has_gone=bool(asked[0]))
         staged.parts = [Part(number=0, missing=frozenset(), moved=False, entering=False, rows=())]
         names = {load}
         if x.is_mirror:

@@ -19,6 +19,10 @@ from stream.engine.statements import PART, N, columns
 from stream.fold import Folded, Key
 
 
+GONE = 0  # an old image whose owners may lose rows
+STAYED = 1  # one that only says which of a mirror's rows are about to change
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """Rows of a batch that lack the same columns.
@@ -44,6 +48,7 @@ class Staged:
     origins: list[Key | None] = field(default_factory=list)
     has_new: bool = False
     has_old: bool = False
+    has_gone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +82,8 @@ class Stage:
         return f"select {columns(self.names)} from {self.new}{self._where(part, rows, skip)}"
 
     def reading_old(self, *, rows: Sequence[int] | None = None, skip: Sequence[int] = ()) -> str:
-        return f"select {columns(self.names)} from {self.old}{self._where(None, rows, skip)}"
+        """The old images of rows that went away, or whose key or feed columns changed."""
+        return f"select {columns(self.names)} from {self.old}{self._where(GONE, rows, skip)}"
 
     def _where(self, part: int | None, rows: Sequence[int] | None, skip: Sequence[int]) -> str:
         tests = []
@@ -115,18 +121,22 @@ class Stage:
             new.append([after.get(c) for c in names] + [n, part])
             staged.keys.append(key)
             staged.origins.append(row.origin)
-            if row.origin is not None and (self.mirrored or moved or self._changed(row.before, after, lacking)):
-                old.append(self._image(row.before, row.origin, n))
+            if row.origin is not None:
+                if moved or self._changed(row.before, after, lacking):
+                    old.append(self._image(row.before, row.origin, n, GONE))
+                elif self.mirrored:
+                    old.append(self._image(row.before, row.origin, n, STAYED))
             n += 1
         for row in folded.gone:
             assert row.origin is not None
-            old.append(self._image(row.before, row.origin, n))
+            old.append(self._image(row.before, row.origin, n, GONE))
             staged.keys.append(row.origin)
             staged.origins.append(row.origin)
             n += 1
         self.copy(conn, self.new, new)
         self.copy(conn, self.old, old)
         staged.has_new, staged.has_old = bool(new), bool(old)
+        staged.has_gone = any(image[-1] == GONE for image in old)
         staged.parts = [
             Part(number=i, missing=missing, moved=moved, entering=entering, rows=tuple(rows))
             for i, (missing, moved, entering, rows) in enumerate(about)
@@ -139,10 +149,10 @@ class Stage:
             return False
         return any(before.get(c) != after.get(c) for c in self.watched if c not in lacking)
 
-    def _image(self, before: Image | None, origin: Key, n: int) -> list[object]:
+    def _image(self, before: Image | None, origin: Key, n: int, part: int) -> list[object]:
         image = dict(before) if before is not None else {}
         image.update(zip(self.key, origin, strict=True))
-        return [image.get(c) for c in self.names] + [n, 0]
+        return [image.get(c) for c in self.names] + [n, part]
 
     def copy(self, conn: Connection, into: str, rows: Sequence[list[object]]) -> None:
         if not rows:
