@@ -18,7 +18,6 @@ from schemas.table import Table
 from stream.engine.statements import PART, N, columns
 from stream.fold import Folded, Key
 
-
 GONE = 0  # an old image whose owners may lose rows
 STAYED = 1  # one that only says which of a mirror's rows are about to change
 
