@@ -112,6 +112,10 @@ class Loads:
         Errors: Contended when somebody else has changed it.
         """
         with translated("recording chunks"), self.conn.transaction():
+            # Numbers are given out one by one.
+            self.conn.execute(
+                "select pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"slackwater.chunks.{'.'.join(self._id)}",)
+            )
             row = self.conn.execute(
                 "update slackwater.backfill_chunk set lower = %s, upper = %s"
                 " where migration = %s and direction = %s and load = %s and chunk = %s and state = 'pending'"

@@ -262,14 +262,14 @@ def test_a_unique_value_that_moved_is_left_to_the_stream(make: Callable[[str, st
     """The target holds a row as the stream applied it; a chunk read later shows its value on another row."""
     filling = make(
         "create table t (id integer primary key, v text);"
-        "insert into t select i, 'v' || i from generate_series(1, 100) i",
+        "insert into t select i, 'v' || i from generate_series(1, 1000) i",
         "create table t (id integer primary key, v text unique)",
         "copy: [t]",
     )
-    filling.old.execute("update t set v = 'free' where id = 1")
-    filling.advance()  # the target has row 1, with a value that is about to move
-    filling.old.execute("update t set v = 'other' where id = 1; update t set v = 'free' where id = 90")
-    with filling.backfill():
+    filling.old.execute("update t set v = 'free' where id = 990")
+    filling.advance()  # the target has row 990, with a value that is about to move
+    filling.old.execute("update t set v = 'other' where id = 990; update t set v = 'free' where id = 1")
+    with filling.backfill(workers=1, **small(filling)):
         wait_for(lambda: filling.heartbeat.state == "waiting")
         assert str(filling.heartbeat.reason).startswith("chunks wait for the stream")
         assert filling.one("select count(*) from slackwater.quarantine", on="new") == 0
@@ -374,14 +374,17 @@ def test_partitions_and_children(make: Callable[[str, str, str], Filling]) -> No
 
 
 def test_a_mapping_over_mirrors_sleeps_until_they_are_complete(make: Callable[[str, str, str], Filling]) -> None:
+    select = (
+        "select u.id, u.n, sum(o.v) as total, count(o.id) as n_o from u left join o on o.u = u.id group by u.id, u.n"
+    )
     filling = make(
-        "create table u (id integer primary key, n text); create table o (id integer primary key, u integer, v numeric);"
+        "create table u (id integer primary key, n text);"
+        "create table o (id integer primary key, u integer, v numeric);"
         "insert into u select i, 'n' || i from generate_series(1, 200) i;"
         "insert into o select i, i % 200 + 1, i from generate_series(1, 1000) i;"
         "alter table o replica identity full",
-        "create table s (id integer primary key, n text, total numeric)",
-        "tables:\n  - to: s\n    select: select u.id, u.n, sum(o.v) as total from u left join o on o.u = u.id group by u.id, u.n"
-        "\n    feeds: {u: id, o: u}",
+        "create table s (id integer primary key, n text, total numeric, n_o bigint)",
+        f"tables:\n  - to: s\n    select: {select}\n    feeds: {{u: id, o: u}}",
     )
     assert filling.rows()["s"].state == "asleep"
     with filling.backfill(**small(filling)):
