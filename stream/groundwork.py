@@ -7,6 +7,7 @@ made again once a checkpoint stands on it; nothing of a user's is dropped.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from connectors.postgres import catalog, control, fence, mirror, session, slots
 from connectors.postgres.session import Connection, translated
 from schemas.direction import Direction, Side
 from schemas.errors import Halt, Refused, SlotLost
+from schemas.names import quote
 from schemas.plan import Plan
 from schemas.position import Lsn, format_lsn
 from schemas.spec import Spec
@@ -124,9 +126,20 @@ def make_types(work: Work, plan: Plan) -> None:
         mirrors = [
             name for name in plan.mirrors if mirror.create_mirror(work.new, plan.migration, FORWARD, plan.sources[name])
         ]
+        for source, columns in _owner_columns(plan):
+            mirror.index_mirror(work.new, plan.migration, FORWARD, plan.sources[source], columns)
     if made.statements or mirrors:
         work.done(f"mirrors: {len(mirrors)} tables, {len(made.statements)} types")
     failpoint("prepare.after_mirrors")
+
+
+def _owner_columns(plan: Plan) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """By which columns of which mirrors the rows of an owner are looked for."""
+    for mapping in plan.mappings:
+        for source, feed in mapping.feeds.items() if not mapping.row_local else ():
+            plain = {quote(c): c for c in plan.sources[source].column_names}
+            if feed.restrict and all(expression in plain for expression in feed.restrict):
+                yield source, tuple(plain[expression] for expression in feed.restrict)
 
 
 def make_fences(work: Work) -> None:
@@ -183,15 +196,22 @@ def make_slot(work: Work, name: str, epochs: str, before: Prepared | None) -> Ls
 
 
 @contextmanager
-def alone(conn: Connection, migration: str) -> Iterator[None]:
-    """One `prepare` or `cancel` of a migration at a time. Errors: Refused."""
+def alone(conn: Connection, migration: str, *, patience_s: float = 3.0) -> Iterator[None]:
+    """One `prepare` or `cancel` of a migration at a time. Errors: Refused after `patience_s`.
+
+    The patience is for a process that was killed: its server takes a moment to notice.
+    """
     key = f"slackwater.prepare.{migration}"
+    give_up = time.monotonic() + patience_s
     with translated("cannot take the migration's lock"):
-        row = conn.execute("select pg_catalog.pg_try_advisory_lock(hashtextextended(%s, 0))", (key,)).fetchone()
-    if row != (True,):
-        raise Refused(
-            f"another `prepare` or `cancel` of migration {migration} is running", hint="wait until it has ended"
-        )
+        while conn.execute("select pg_catalog.pg_try_advisory_lock(hashtextextended(%s, 0))", (key,)).fetchone() != (
+            True,
+        ):
+            if time.monotonic() > give_up:
+                raise Refused(
+                    f"another `prepare` or `cancel` of migration {migration} is running", hint="wait until it has ended"
+                )
+            time.sleep(0.1)
     try:
         yield
     finally:

@@ -6,11 +6,13 @@ cannot (another set of labels, other attributes, a narrower check), a stand-in w
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
 from psycopg import sql
 
 from connectors.postgres.session import Connection, translated
@@ -264,6 +266,27 @@ def create_mirror(conn: Connection, migration: str, direction: Direction, source
     if key:
         columns.append(f"primary key ({', '.join(map(quote, key))})")
     conn.execute(f"create table {qualified(MIRROR_SCHEMA, name)} ({', '.join(columns)})".encode())
+    return True
+
+
+def index_mirror(conn: Connection, migration: str, direction: Direction, source: Table, columns: Sequence[str]) -> bool:
+    """Index the mirror's rows by the owner that they feed, or each epoch would read the whole mirror to find them.
+
+    False where the key leads with these columns, there is the index, or their type has no order to index by.
+    """
+    if not columns or tuple(columns) == mirror_key(source)[: len(columns)]:
+        return False
+    table = qualified(MIRROR_SCHEMA, mirror_name(migration, direction, source.name))
+    listed = ", ".join(map(quote, columns))
+    name = f"slackwater_{hashlib.sha256(f'{table} ({listed})'.encode()).hexdigest()[:16]}"
+    there = conn.execute("select pg_catalog.to_regclass(%s) is not null", (qualified(MIRROR_SCHEMA, name),)).fetchone()
+    if there == (True,):
+        return False
+    try:
+        with conn.transaction():
+            conn.execute(f"create index {quote(name)} on {table} ({listed})".encode())
+    except psycopg.errors.UndefinedObject:  # no default operator class
+        return False
     return True
 
 
