@@ -29,6 +29,7 @@ class Draft:
     shape: Shape | None = None
     touched: set[Ref] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
+    expected: list[str] = field(default_factory=list)  # the outputs that a shorthand stands for
 
     def refuse(self, cause: str, remedy: str) -> None:
         self.problems.append(Problem(cause=cause, remedy=remedy, where=self.place))
@@ -164,19 +165,21 @@ def _shorthand(
     items += [(expression.strip(), new) for new, expression in entry.set_.items()]
     if not items:
         draft.refuse(f"nothing of {name} reaches {entry.to}", "rename its columns, or write `set` or a `select`")
+    draft.expected = [new for _, new in items]
     draft.text = _select(items, name)
     return draft
 
 
 def _as_written(draft: Draft, entry: TableEntry) -> None:
     """`set` holds expressions, and nothing that would end one and begin something else."""
+    query = parse(draft.text).query
     items = select_items(draft.text)
-    count = len(draft.shape.outputs) if draft.shape is not None else 0
-    if draft.shape is None or draft.problems:
-        return
-    plain = count - len(entry.set_)
-    names = [o.name for o in draft.shape.outputs[plain:]]
-    if items is None or len(items) != count or names != list(entry.set_) or draft.sources[:1] != (entry.from_,):
+    more = {k for k, v in query.args.items() if v} - {"expressions", "from_"} if query is not None else set()
+    names = [o.name for o in draft.shape.outputs] if draft.shape is not None else []
+    if draft.shape is not None and (
+        more or names != draft.expected or len(items or ()) != len(names) or draft.shape.tables() != [entry.from_]
+    ):
+        draft.problems.clear()
         draft.refuse(
             f"`set` of {entry.to} is not a list of expressions", "give each new column one expression over old columns"
         )

@@ -138,7 +138,7 @@ class Deriver:
         return Instance(table=instance.table, known=known, active=frozenset(active & own))
 
     def usable(self, shape: Shape, active: set[int]) -> list[Equality]:
-        """The equalities that hold in rows where the relations `active` are there; `active` grows by what they imply."""
+        """The equalities that hold where the relations `active` are there; `active` grows by what they imply."""
         own = {r.id for r in shape.relations}
         found: list[Equality] = []
         changed = True
@@ -194,7 +194,7 @@ class Deriver:
         return kind == f"={target}" or (kind == "=numeric" and target in ("smallint", "integer", "bigint"))
 
     def path(self, instance: Instance, outputs: list[Item]) -> tuple[str, frozenset[str]] | None:
-        """A query from the instance's rows over further tables to the owner, and the columns it reads of the instance."""
+        """A query from the instance's rows over further tables to the owner, and the columns read of the instance."""
         if instance.blocked or self.shape.branches or self.shape.recursive or self.shape.open:
             return None
         tables = {r.id: r for r in self.shape.relations if r.table is not None and r.table != instance.table}

@@ -18,6 +18,7 @@ from schemas.feeds import Deriver, Instance, direct_feed
 from schemas.lineage import Reader, called
 from schemas.mapping import Feed, Ref
 from schemas.names import qualified, quote
+from schemas.select_from import bare
 from schemas.shape import Item, Relation, Shape
 from schemas.sql_text import name_of, over_columns, parse, select_items
 from schemas.table import Identity, Table
@@ -123,7 +124,7 @@ def _not_sent(
     unspelled = [k for k in late if spelled[k] is None and not outputs[k].many]
     if unspelled:
         draft.refuse(
-            f"key column {', '.join(unspelled)} of {draft.target} is not an expression over {source.name}'s own columns",
+            f"key column {', '.join(unspelled)} of {draft.target} is not an expression over {source.name}'s columns",
             "select it in the outermost SELECT, straight from the table, without subqueries",
         )
         return
@@ -200,7 +201,7 @@ def _of_one(parts: list[exp.Expr], columns: Mapping[str, Item]) -> Ref | None:
 
 
 def _through_cast(node: exp.Cast, columns: Mapping[str, Item]) -> Ref | None:
-    kind, inner = node.args["to"], node.this
+    kind, inner = node.args["to"], bare(node.this)
     inside = inner.expression if isinstance(inner, exp.Dot) else inner
     name = kind.this.value
     if kind.expressions:

@@ -221,7 +221,7 @@ class _Exam:
         nullable = [k for k in self.mapping.key if not self.table.column(k).not_null]
         if nullable:
             self.refuse(
-                f"key column {', '.join(nullable)} of {self.table.name} may be null: such a row could not be found again",
+                f"key column {', '.join(nullable)} of {self.table.name} may be null: such a row would be lost to it",
                 "run on new: "
                 + "; ".join(f"alter table {into} alter column {quote(k)} set not null" for k in nullable),
             )

@@ -106,7 +106,7 @@ def _relations(conn: Connection, mapping: Mapping, view: int, temp: str) -> Iter
             )
         elif column is not None and column not in mapping.reads[name]:
             yield (
-                f"PostgreSQL says that the mapping of {mapping.target} reads {name}.{column}, and the analysis missed it",
+                f"PostgreSQL says that the mapping of {mapping.target} reads {name}.{column}, and the analysis did not",
                 "qualify the columns with their table, and write the SELECT more plainly",
             )
 
