@@ -48,7 +48,7 @@ _AUTHORIZATION = {
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
 }
-_AUTHENTICATION = {
+AUTHENTICATION = {
     KafkaError._AUTHENTICATION,
     KafkaError.SASL_AUTHENTICATION_FAILED,
     KafkaError.UNSUPPORTED_SASL_MECHANISM,
@@ -116,7 +116,7 @@ def translate(error: KafkaError, doing: str) -> SlackwaterError:
         )
     if code in _AUTHORIZATION:
         return PrivilegeMissing(cause, hint="give this principal the ACLs that the README lists under Kafka")
-    if code in _AUTHENTICATION:
+    if code in AUTHENTICATION:
         return PrivilegeMissing(cause, hint="check sasl.* and ssl.* under kafka.options, and security.protocol")
     if code in MISSING_TOPIC:
         return StreamGap(cause, hint="a topic is missing; what it held is gone: `slackwater cancel`, then prepare anew")

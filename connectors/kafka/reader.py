@@ -33,6 +33,7 @@ _CHUNK = 4096  # messages taken from librdkafka at once
 _STALL_S = 2.0  # without news: look at the log itself
 _PATIENCE_S = 10.0  # a log shorter than its epochs say is a gap only when it stays so: leaders move
 _GROUP_S = 5.0
+_ASK_S = 4.0  # `next` looks at the log itself, so that is how long it may overstay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,7 @@ class EpochReader:
         self._last = after_epoch
         self._known_start = 0 in offsets.get(epochs_topic, {})
         self._patience_s = patience_s
-        self._topics = Topics(bootstrap, options)
+        self._topics = Topics(bootstrap, options, timeout_s=_ASK_S)
         self._rows: dict[Part, Rows] = {}
         self._epochs: deque[tuple[int, Epoch]] = deque()
         self._whole = 0  # complete epochs among them

@@ -117,7 +117,7 @@ class TopicRegistry:
                     self._bootstrap,
                     self._options,
                     acks="all",
-                    enable_idempotence=False,  # a record written twice means the same; a producer id costs half a second
+                    enable_idempotence=False,  # a record twice means the same; a producer id takes 0.5 s
                     message_timeout_ms=int(self._timeout_s * 1000),
                 )
             )

@@ -15,14 +15,13 @@ from typing import Any
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
-from connectors.kafka.client import MISSING_TOPIC, Options, settings, translate, translated
-from schemas.errors import StreamGap, Unavailable
+from connectors.kafka.client import AUTHENTICATION, MISSING_TOPIC, Options, settings, translate, translated
+from schemas.errors import SlackwaterError, StreamGap, Unavailable
 from schemas.problem import Problem
 
 MAX_MESSAGE_BYTES = 100_000_000  # within a broker's default socket.request.max.bytes, 100 MiB
 DEFAULT_MESSAGE_BYTES = 1_048_588
 DEFAULT_TRANSACTION_MS = 900_000
-_TIMEOUT_S = 15.0
 _UNLIMITED = -1
 _MOVING_S = 5.0
 _MOVING = {  # a partition that is new, or changes its leader; or a topic that is not there
@@ -87,17 +86,21 @@ class BrokerFacts:
 
 
 class Topics:
-    """Administration of one cluster. Errors: Unavailable, PrivilegeMissing, Halt."""
+    """Administration of one cluster; `timeout_s` is for each request. Errors: Unavailable, PrivilegeMissing, Halt."""
 
-    def __init__(self, bootstrap: str, options: Options) -> None:
+    def __init__(self, bootstrap: str, options: Options, *, timeout_s: float = 15.0) -> None:
         self._bootstrap = bootstrap
+        self._timeout_s = timeout_s
+        self._refused: KafkaError | None = None
         with translated(f"connecting to Kafka at {bootstrap}"):
-            self._admin = AdminClient(settings(bootstrap, options))
+            self._admin = AdminClient(settings(bootstrap, options, error_cb=self._on_error))
 
     def broker_facts(self) -> BrokerFacts:
         """Facts about the cluster, as one of its brokers has them."""
-        with translated(f"asking Kafka at {self._bootstrap}"):
-            metadata = self._admin.list_topics(timeout=_TIMEOUT_S)
+        try:
+            metadata = self._admin.list_topics(timeout=self._timeout_s)
+        except KafkaException as error:
+            raise self._translated(error.args[0], f"asking Kafka at {self._bootstrap}") from error
         config: dict[str, str | None] = {}
         if metadata.brokers:
             broker = str(min(metadata.brokers))
@@ -109,7 +112,7 @@ class Topics:
                     KafkaError.INVALID_REQUEST,
                     KafkaError.UNSUPPORTED_VERSION,
                 ):
-                    raise translate(error.args[0], "reading the brokers' settings") from error
+                    raise self._translated(error.args[0], "reading the brokers' settings") from error
         return BrokerFacts(
             brokers=len(metadata.brokers),
             cluster_id=metadata.cluster_id,
@@ -148,13 +151,13 @@ class Topics:
             )
             for s in missing
         ]
-        for name, future in self._admin.create_topics(new, operation_timeout=_TIMEOUT_S).items():
+        for name, future in self._admin.create_topics(new, operation_timeout=self._timeout_s).items():
             try:
                 future.result()
                 made.append(name)
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise translate(error.args[0], f"creating topic {name}") from error
+                    raise self._translated(error.args[0], f"creating topic {name}") from error
         self._until(lambda: len(self._described([s.name for s in missing])) == len(missing), "new topics to appear")
         self.stable_ends([(n.topic, p) for n in new for p in range(n.num_partitions)])
         return made
@@ -162,8 +165,10 @@ class Topics:
     def check(self, specs: Sequence[TopicSpec]) -> list[Problem]:
         """What is wrong with the topics as they are, with the command that puts it right."""
         present = self._described([s.name for s in specs])
-        with translated("reading the topics' settings"):
+        try:
             configs = self._config(ResourceType.TOPIC, list(present))
+        except KafkaException as error:
+            raise self._translated(error.args[0], "reading the topics' settings") from error
         problems: list[Problem] = []
         for spec in specs:
             if spec.name not in present:
@@ -181,7 +186,7 @@ class Topics:
         except KafkaException as error:
             if error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
                 return DEFAULT_MESSAGE_BYTES
-            raise translate(error.args[0], f"reading the settings of topic {topic}") from error
+            raise self._translated(error.args[0], f"reading the settings of topic {topic}") from error
         return _int(config.get("max.message.bytes")) or DEFAULT_MESSAGE_BYTES
 
     def delete(self, names: Iterable[str]) -> list[str]:
@@ -189,12 +194,12 @@ class Topics:
         present = list(self._described(list(names)))
         if not present:
             return []
-        for name, future in self._admin.delete_topics(present, operation_timeout=_TIMEOUT_S).items():
+        for name, future in self._admin.delete_topics(present, operation_timeout=self._timeout_s).items():
             try:
                 future.result()
             except KafkaException as error:
                 if error.args[0].code() not in MISSING_TOPIC:
-                    raise translate(error.args[0], f"deleting topic {name}") from error
+                    raise self._translated(error.args[0], f"deleting topic {name}") from error
         self._until(lambda: not self._described(present), "topics to go away")
         return present
 
@@ -211,7 +216,7 @@ class Topics:
                 return self._ends(wanted)
             except KafkaException as error:
                 if error.args[0].code() not in _MOVING:
-                    raise translate(error.args[0], "asking Kafka for offsets") from error
+                    raise self._translated(error.args[0], "asking Kafka for offsets") from error
                 if time.monotonic() > deadline:
                     missing = sorted({tp.topic for tp in wanted} - self.topic_ids({tp.topic for tp in wanted}).keys())
                     if missing:
@@ -228,7 +233,7 @@ class Topics:
     def _ends(self, wanted: list[TopicPartition]) -> dict[tuple[str, int], tuple[int, int, int]]:
         def ask(spec: Any, level: Any) -> dict[tuple[str, int], Any]:
             answers = self._admin.list_offsets(
-                dict.fromkeys(wanted, spec), isolation_level=level, request_timeout=_TIMEOUT_S
+                dict.fromkeys(wanted, spec), isolation_level=level, request_timeout=self._timeout_s
             )
             return {(tp.topic, tp.partition): future for tp, future in answers.items()}
 
@@ -238,28 +243,37 @@ class Topics:
         end = ask(latest, IsolationLevel.READ_UNCOMMITTED)
         return {p: (first[p].result().offset, stable[p].result().offset, end[p].result().offset) for p in first}
 
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() in AUTHENTICATION:
+            self._refused = error
+
+    def _translated(self, error: KafkaError, doing: str) -> SlackwaterError:
+        """A refused login shows as a request that timed out; the reason is in librdkafka's own events."""
+        self._admin.poll(0)
+        return translate(self._refused or error, doing)
+
     def _described(self, names: list[str]) -> dict[str, Any]:
         if not names:
             return {}
         found: dict[str, Any] = {}
-        futures = self._admin.describe_topics(TopicCollection(names), request_timeout=_TIMEOUT_S)
+        futures = self._admin.describe_topics(TopicCollection(names), request_timeout=self._timeout_s)
         for name, future in futures.items():
             try:
                 found[name] = future.result()
             except KafkaException as error:
                 if error.args[0].code() not in MISSING_TOPIC:
-                    raise translate(error.args[0], f"describing topic {name}") from error
+                    raise self._translated(error.args[0], f"describing topic {name}") from error
         return found
 
     def _config(self, kind: Any, names: list[str]) -> dict[str, dict[str, str | None]]:
         if not names:
             return {}
         resources = [ConfigResource(kind, name) for name in names]
-        answers = self._admin.describe_configs(resources, request_timeout=_TIMEOUT_S)
+        answers = self._admin.describe_configs(resources, request_timeout=self._timeout_s)
         return {r.name: {k: e.value for k, e in f.result().items()} for r, f in answers.items()}
 
     def _until(self, done: Any, what: str) -> None:
-        deadline = time.monotonic() + _TIMEOUT_S
+        deadline = time.monotonic() + self._timeout_s
         while not done():
             if time.monotonic() > deadline:
                 raise Unavailable(

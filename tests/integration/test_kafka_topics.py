@@ -78,4 +78,4 @@ def test_an_unknown_option_and_a_broker_that_is_not_there(stream: Stream) -> Non
     with pytest.raises(ConfigError, match=r"no\.such\.option"):
         Topics(stream.bootstrap, {"no.such.option": "1"})
     with pytest.raises(Unavailable):
-        Topics("127.0.0.1:1", {}).broker_facts()
+        Topics("127.0.0.1:1", {}, timeout_s=2).broker_facts()
