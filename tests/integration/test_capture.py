@@ -92,7 +92,7 @@ def test_restarts_carry_on_where_kafka_stands(rig: MakeRig) -> None:
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        for _ in range(6):
+        for _ in range(4):
             with r.running():
                 time.sleep(0.4)
     finally:
@@ -297,6 +297,7 @@ def test_a_slot_that_is_not_ours_any_more_halts(
         with r.running() as task:
             conn.execute("insert into item values (1)")
             r.captured(task)
+        until(lambda: r.active_pid() is None, 5)
         harm(conn, r)
         conn.execute("insert into item values (2)")
     epochs = len(r.published().epochs)
