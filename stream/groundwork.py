@@ -157,15 +157,19 @@ def make_fences(work: Work) -> None:
     failpoint("prepare.after_fence")
 
 
-def make_slot(work: Work, name: str, epochs: str, before: Prepared | None) -> Lsn:
-    """The slot's consistent point. It is made now unless it was, and never again once a checkpoint stands on it."""
+def make_slot(work: Work, name: str, epochs: str, before: Prepared | None, *, first_run: bool) -> Lsn:
+    """The slot's consistent point. It is made now unless it was, and never again once a checkpoint stands on it.
+
+    `first_run`: the epochs topic was made just now, so nobody can have left a Kafka transaction open on it.
+    """
     present = slots.slot(work.old, name)
     if before is not None:
         if present is None or present.wal_status == "lost":
             state = "is gone" if present is None else "was invalidated by the server"
             raise SlotLost(f"replication slot {name} {state}", hint=REBUILD)
         return before.forward.consistent_point
-    work.topics.settle(epochs)
+    if not first_run:
+        work.topics.settle(epochs)
     first = work.topics.last_epoch(epochs)
     if first is not None:
         # A run that was killed after epoch 0: only the very same slot, untouched, may stand on it.

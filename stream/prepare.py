@@ -202,7 +202,7 @@ def _stand(work: Work, plan: Plan, outputs: dict[str, dict[str, str]], before: P
         work.done(f"publication {name}: {preflight.listed(plan.sources)}")
     failpoint("prepare.after_publication")
     server = catalog.server(work.old)
-    point = groundwork.make_slot(work, name, epochs, before)
+    point = groundwork.make_slot(work, name, epochs, before, first_run=epochs in made)
     failpoint("prepare.after_slot")
     flow = Flow(
         streamed=tuple(plan.sources),

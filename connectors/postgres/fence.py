@@ -2,7 +2,7 @@
 
 Invariant 3: at most one side accepts application writes. Statement-level triggers fire on the relation a statement
 names, so a partition carries its own; they are ENABLE ALWAYS, so replication roles do not pass. Whether a write passes
-is decided by `slackwater.refuse()` alone, from the side's `turn` row or the session's pass; no trigger goes for that.
+is decided by `slackwater.refuse()` alone, from the side's `turn` row or the session's pass. No trigger goes for that.
 """
 
 from __future__ import annotations
