@@ -184,7 +184,8 @@ def test_a_topic_recreated_under_a_running_reader_is_a_gap(stream: Stream, which
     until_it_raises(reader, StreamGap, "made anew|does not exist|missing|does not hold|was deleted")
 
 
-def test_a_deleted_topic_is_a_gap(stream: Stream) -> None:
+def test_a_deleted_topic_is_a_gap(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "_PATIENCE_S", 1.0)
     stream.publish(stream.writer(), 1, {(0, 0): [b"1"]})
     reader = stream.reader()
     following(reader, 1)
