@@ -128,10 +128,12 @@ class Load:
     def delete_stale(self) -> str:
         """Delete target rows of the owners that `rows` does not hold."""
         m = self.mapping
+        there = " and ".join(f"r.{quote(k)} is not null" for k in m.key)
         return (
             f"delete from {self.into} t using (select distinct {columns(m.owner)} from {self.owners}) o\n"
             f"where {matches(m.owner, 't', 'o')}\n"
-            f"and not exists (select from {self.rows} r where {matches(m.key, 'r', 't')})"
+            # A hashed subplan: `rows` has no index, and the session's joins are nested loops (see `Engine`).
+            f"and ({columns(m.key, 't')}) not in (select {columns(m.key, 'r')} from {self.rows} r where {there})"
         )
 
     def delete_all(self) -> str:
