@@ -126,14 +126,14 @@ def make_types(work: Work, plan: Plan) -> None:
         mirrors = [
             name for name in plan.mirrors if mirror.create_mirror(work.new, plan.migration, FORWARD, plan.sources[name])
         ]
-        for source, columns in _owner_columns(plan):
+        for source, columns in owner_columns(plan):
             mirror.index_mirror(work.new, plan.migration, FORWARD, plan.sources[source], columns)
     if made.statements or mirrors:
         work.done(f"mirrors: {len(mirrors)} tables, {len(made.statements)} types")
     failpoint("prepare.after_mirrors")
 
 
-def _owner_columns(plan: Plan) -> Iterator[tuple[str, tuple[str, ...]]]:
+def owner_columns(plan: Plan) -> Iterator[tuple[str, tuple[str, ...]]]:
     """By which columns of which mirrors the rows of an owner are looked for."""
     for mapping in plan.mappings:
         for source, feed in mapping.feeds.items() if not mapping.row_local else ():

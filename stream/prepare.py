@@ -105,7 +105,7 @@ def _prepare(work: Work, confirm: Callable[[str], None]) -> Outcome:
     sources = catalog.tables(work.old, spec.old.schema_)
     targets = catalog.tables(work.new, spec.new.schema_)
     resolution = resolve(spec, FORWARD, sources, targets)
-    outputs = bindings.outputs(work.old, sources, resolution)
+    outputs = bindings.outputs(spec, work.old, work.new, sources, targets, resolution)
     topics = _topic_names(spec, resolution, before, sources)
     plan = plan_of(spec, FORWARD, resolution, sources, targets, topics, outputs)
     diff = _difference(work, before, plan, resolution)

@@ -31,7 +31,7 @@ class Flow:
     `streamed` are the published source tables: once a table is in the stream it stays there until the migration ends,
     though no mapping may read it any more (WAL already written still holds its changes). `mirrors` are those copied
     whole to the target, `mappings` target table -> fingerprint, `outputs` target table -> output -> its type as the
-    source describes it. `topics` is keyed by source table; `topic_ids` by topic, the epochs topic included.
+    target describes it. `topics` is keyed by source table; `topic_ids` by topic, the epochs topic included.
     `consistent_point` is where the slot begins and epoch 0 ends.
     """
 

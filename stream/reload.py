@@ -17,6 +17,7 @@ from schemas.direction import Side
 from schemas.errors import Halt
 from schemas.plan import Plan
 from stream.difference import Difference
+from stream.groundwork import owner_columns
 from stream.journal import Actor, append
 from stream.prepared import Prepared
 
@@ -88,6 +89,8 @@ def _empty(conn: Connection, plan: Plan, difference: Difference, replica: bool) 
         source = name.removeprefix("mirror:")
         mirror.drop_mirror(conn, plan.migration, plan.direction, source)
         mirror.create_mirror(conn, plan.migration, plan.direction, plan.sources[source])
+    for source, columns in owner_columns(plan):
+        mirror.index_mirror(conn, plan.migration, plan.direction, plan.sources[source], columns)
     tables: Sequence[str] = [name for name in difference.changed if name in plan.targets]
     if not tables:
         return

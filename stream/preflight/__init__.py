@@ -93,7 +93,9 @@ def examine(
         loaded = control.loads(new, spec.migration, Direction.FORWARD)
         tables.target(new, Side.NEW, written, written.keys() - loaded.keys(), spec.migration, found)
         _types(old, new, streamed, found)
-        bindings.examine(old, sources, resolution, found)
+        _, refused = bindings.examine(spec, old, new, sources, targets, resolution)
+        for problem in refused:
+            found.problem("mapping", problem.cause, problem.remedy, problem.where)
     kafka.examine(spec, topics, streamed, found)
     return found
 
@@ -147,8 +149,8 @@ def planned(spec: Spec, old: Connection, new: Connection) -> Plan:
     sources = catalog.tables(old, spec.old.schema_)
     with ddl.tried(new, spec, Findings()):
         targets = catalog.tables(new, spec.new.schema_)
-    resolution = resolve(spec, Direction.FORWARD, sources, targets)
+        resolution = resolve(spec, Direction.FORWARD, sources, targets)
+        outputs = {} if resolution.problems else bindings.outputs(spec, old, new, sources, targets, resolution)
     rows, _, _ = kafka.topic_names(spec, resolution.streamed)
     topics = dict(zip(resolution.streamed, rows, strict=True))
-    outputs = {} if resolution.problems else bindings.outputs(old, sources, resolution)
     return plan_of(spec, Direction.FORWARD, resolution, sources, targets, topics, outputs)

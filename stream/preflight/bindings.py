@@ -1,39 +1,60 @@
-"""Every mapping's text, prepared by PostgreSQL over the tables themselves: the server knows what sqlglot cannot."""
+"""Every mapping's text, held up to both servers in each binding it will run in (`connectors.postgres.bindings`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from connectors.postgres import peek
+from connectors.postgres import bindings
 from connectors.postgres.session import Connection
-from schemas.bind import bound
-from schemas.errors import SlackwaterError
-from schemas.mapping import Mapping as TableMapping
+from schemas.errors import PrivilegeMissing, Refused
+from schemas.problem import Problem
 from schemas.resolve import Resolution
+from schemas.spec import Spec
 from schemas.table import Table
-from stream.preflight.finding import Findings
 
 Outputs = dict[str, dict[str, str]]
-"""Target table -> output -> its type without a length, as the source describes it."""
+"""Target table -> output -> its type without a length, as the target describes it over staged rows."""
 
 
-def outputs(old: Connection, sources: Mapping[str, Table], resolution: Resolution) -> Outputs:
-    """Every mapping's. Errors: the server's, for a text that it does not take."""
-    return {mapping.target: _described(old, sources, mapping) for mapping in resolution.mappings}
-
-
-def examine(old: Connection, sources: Mapping[str, Table], resolution: Resolution, found: Findings) -> Outputs:
-    """The same, with what the server does not take among the findings."""
-    described: Outputs = {}
+def examine(
+    spec: Spec,
+    old: Connection,
+    new: Connection,
+    sources: Mapping[str, Table],
+    targets: Mapping[str, Table],
+    resolution: Resolution,
+) -> tuple[Outputs, list[Problem]]:
+    """(the outputs' types, everything that one of the servers objects to). Errors: of a connection that fails."""
+    places = {entry.to: entry.place for entry in spec.tables}
+    outputs: Outputs = {}
+    problems: list[Problem] = []
     for mapping in resolution.mappings:
+        where = places.get(mapping.target, f"{spec.place('copy')}: {mapping.target}")
+        table = targets[mapping.target]
         try:
-            described[mapping.target] = _described(old, sources, mapping)
-        except SlackwaterError as error:
-            found.problem("mapping", error.cause, "put its SELECT right; `slackwater plan` shows it", mapping.target)
-    return described
+            examined = bindings.examine(old, new, mapping, sources, table, trust=spec.trust, where=where)
+        except PrivilegeMissing as error:  # one more thing that is wrong, not the end of the examination
+            problems.append(Problem(cause=error.cause, remedy=error.hint, where=where))
+            continue
+        outputs[mapping.target] = examined.types
+        problems += examined.problems
+    return outputs, problems
 
 
-def _described(old: Connection, sources: Mapping[str, Table], mapping: TableMapping) -> dict[str, str]:
-    with peek.reading(old, f"the mapping of {mapping.target}"):
-        columns = peek.describe(old, bound(mapping.text, peek.bindings(sources, mapping.sources)))
-    return {column.name: column.base for column in columns}
+def outputs(
+    spec: Spec,
+    old: Connection,
+    new: Connection,
+    sources: Mapping[str, Table],
+    targets: Mapping[str, Table],
+    resolution: Resolution,
+) -> Outputs:
+    """The outputs' types alone. Errors: Refused, with every reason, when one of the servers objects."""
+    found, problems = examine(spec, old, new, sources, targets, resolution)
+    if problems:
+        raise Refused(
+            "the mappings cannot be used as they are",
+            reasons=tuple(str(problem) for problem in problems),
+            hint="slackwater check",
+        )
+    return found
