@@ -285,7 +285,7 @@ def index_mirror(conn: Connection, migration: str, direction: Direction, source:
     try:
         with conn.transaction():
             conn.execute(f"create index {quote(name)} on {table} ({listed})".encode())
-    except psycopg.errors.UndefinedObject:  # no default operator class
+    except (psycopg.errors.UndefinedObject, psycopg.errors.InvalidObjectDefinition):
         return False
     return True
 
