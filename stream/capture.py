@@ -140,7 +140,11 @@ class Capture:
         slot = self._task.slot
         if resume.slot != slot:
             raise SlotLost(f"the newest epoch came from slot {resume.slot}, not from {slot}", hint=REBUILD)
-        check_slot(observer.slot(slot), slot=slot, owner_pid=stream.pid, durable=resume.end_lsn)
+        facts = observer.slot(slot)
+        if facts.active_pid != stream.pid:
+            while stream.read(1.0):  # what ended the walsender is its last word
+                continue
+        check_slot(facts, slot=slot, owner_pid=stream.pid, durable=resume.end_lsn)
         compare_memberships(resume.memberships, memberships, self._task.publication)
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from confluent_kafka.admin import AdminClient, NewPartitions
 
+from connectors.kafka.topics import Kind, Topics, TopicSpec
 from connectors.postgres import slots
-from schemas.errors import Halt, SchemaChanged, SlackwaterError, SlotLost, Unavailable
+from schemas.errors import SchemaChanged, SlotLost, StreamGap, Unavailable
 from schemas.position import parse_lsn
 from stream.capture import Capture
 from tests.fixtures.capturing import Rig, until
@@ -370,20 +372,21 @@ def test_captured_lsn_never_runs_ahead_of_kafka(rig: MakeRig) -> None:
         until(lambda: task.heartbeat.state == "running", 5)
 
 
-def test_emptied_and_missing_topics_halt(rig: MakeRig) -> None:
-    from connectors.kafka.topics import Topics
-
+@pytest.mark.parametrize(("which", "made_anew"), [("rows", False), ("epochs", False), ("epochs", True)])
+def test_topics_that_are_gone_halt(rig: MakeRig, which: str, made_anew: bool) -> None:
+    """(A row topic that was made anew is found out by apply, which knows its id.)"""
     r = rig(ITEM, "item")
-    Topics(r.bootstrap, {}).delete([r.plan.topics["item"]])
+    name = r.plan.topics["item"] if which == "rows" else r.epochs_topic
+    topics = Topics(r.bootstrap, {})
+    topics.delete([name])
+    if made_anew:
+        topics.ensure([TopicSpec(name=name, kind=Kind.EPOCHS)])
     error = r.run_until_it_fails()
-    assert isinstance(error, Halt)
-    assert r.plan.topics["item"] in error.cause
-    assert isinstance(error, SlackwaterError)
+    assert isinstance(error, StreamGap)
+    assert "prepare anew" in error.hint
 
 
 def test_partitions_may_be_added(rig: MakeRig) -> None:
-    from confluent_kafka.admin import AdminClient, NewPartitions
-
     r = rig(ITEM, "item", partitions=1)
     with r.connect() as conn:
         with r.running() as task:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connectors.postgres import pgoutput
+from schemas.position import Lsn
 
 HEAD = b"w" + bytes(24)
 US_2000 = 946_684_800_000_000
@@ -80,5 +81,5 @@ BODY_START = pgoutput.BODY + 1
 
 def test_keepalive_and_status() -> None:
     assert pgoutput.keepalive(b"k" + struct.pack(">qqB", 1 << 40, 3, 1)) == (1 << 40, US_2000 + 3, True)
-    sent = pgoutput.status(pgoutput.Lsn(7), now_us=US_2000 + 11, reply_requested=True)
+    sent = pgoutput.status(Lsn(7), now_us=US_2000 + 11, reply_requested=True)
     assert struct.unpack(">cqqqqB", sent) == (b"r", 7, 7, 7, 11, 1)
