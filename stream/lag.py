@@ -16,7 +16,7 @@ from schemas.position import Lsn, parse_lsn
 from stream.heartbeat import Beat
 from stream.observe import SourceView, TargetView
 
-PROMPT_S = 4.0  # probes are taken and answered about once a second: younger than this, the newest one still speaks
+PROMPT_S = 5.0  # probes are taken and answered about once a second: younger than this, the newest one still speaks
 STUCK_S = 10.0  # no probe has passed for so long: something stands still
 PROBES = 600
 

@@ -1,4 +1,4 @@
-"""The applier's second pair of eyes: it probes the lag once a second, and keeps the migration-wide metrics.
+"""The applier's second pair of eyes: it probes the lag twice a second, and keeps the migration-wide metrics.
 
 Invariant: the lag that is scraped is computed at that moment, so it goes on growing when a look, or everything, hangs.
 """
@@ -21,7 +21,7 @@ from stream.status import Watch
 
 log = logging.getLogger("slackwater.monitor")
 
-PROBE_S = 1.0
+PROBE_S = 0.5
 WIDE_S = 5.0
 
 

@@ -109,7 +109,7 @@ def application(argv: list[str]) -> typer.Typer:
 
     named = {v.name for v in VERBS} & set(argv)
     present = [v for v in VERBS if importlib.util.find_spec(f"stream.cli.{v.module}") is not None]
-    for verb in [v for v in present if not named or v.name in named]:
+    for verb in [v for v in present if (not named and "--version" not in argv) or v.name in named]:
         _register(app, verb)
     return app
 

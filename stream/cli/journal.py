@@ -12,6 +12,8 @@ from stream import journal as history
 from stream.cli import context, exits, text
 from stream.clock import rfc3339
 
+LONGEST = 60
+
 
 def journal(
     verify: Annotated[
@@ -49,4 +51,6 @@ def _who(entry: history.Entry) -> str:
 
 
 def _detail(entry: history.Entry) -> str:
-    return ", ".join(f"{k}={v}" for k, v in entry.detail.items() if v is not None)
+    """The detail on one line; long values are cut here, and whole under --json."""
+    shown = {k: str(v) for k, v in entry.detail.items() if v is not None}
+    return ", ".join(f"{k}={v if len(v) <= LONGEST else v[:LONGEST] + '...'}" for k, v in shown.items())

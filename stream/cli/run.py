@@ -47,6 +47,8 @@ def run(
     """
     spec = context.spec()
     if role is None:
+        if direction is not Direction.FORWARD:
+            raise ConfigError("--direction goes with a role", hint=f"slackwater run apply --direction {direction}")
         raise typer.Exit(_all(spec))
     name = RoleName(role.value, direction)
     if name.role == "backfill" and direction is Direction.REVERSE:

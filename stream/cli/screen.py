@@ -45,7 +45,7 @@ def _direction(name: str, d: Document) -> list[str]:
     if slot is not None:
         how = slot["wal_status"] or "unknown"
         lines.append(f"  slot    {how:<9} {slot['name']} holds back {text.size(slot['retained_bytes'])} of WAL")
-    if d["stuck"] is not None:
+    if d["stuck"] is not None and d["paused"] is None:
         lines.append(f"  held up by {d['stuck']['stage']}: {d['stuck']['cause']}")
     lines += _paused(d["paused"]) + _error(d["last_error"], [d["capture"], d["apply"]])
     return [*lines, ""]

@@ -1,0 +1,71 @@
+"""Every metric stands in the README's table, and everything in that table exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from schemas.errors import Halt
+from stream.metrics import Metrics
+
+ROOT = Path(__file__).parents[2]
+
+
+def shown() -> dict[str, set[str]]:
+    """Every metric of a process that has measured everything, with its labels."""
+    metrics = Metrics("shop", "forward", "apply")
+    metrics.lag(0.1, 1, 0.1)
+    metrics.rows("apply", "u", "customer", 1)
+    metrics.epoch("apply", 0.1)
+    metrics.slot_retained(1)
+    metrics.backfill_rows(1)
+    metrics.backfill_chunks({"done": 1})
+    metrics.quarantined(0)
+    metrics.reread(0)
+    metrics.error(Halt("x"))
+    metrics.safe_to_cutover(False)
+    metrics.gates([("lag", "passed")])
+    metrics.phase("streaming")
+    metrics.writes("old")
+    found: dict[str, set[str]] = {}
+    for family in metrics.registry.collect():
+        assert family.samples, family.name
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = {label for sample in family.samples for label in sample.labels} - {"migration", "direction", "le"}
+        found[name] = labels
+    return found
+
+
+def documented() -> dict[str, set[str]]:
+    table = re.findall(r"^\| `(slackwater_\w+)` \|([^|]*)\|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    return {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in table}
+
+
+def test_every_metric_is_in_the_readme_with_its_labels() -> None:
+    assert documented() == shown()
+
+
+def test_the_outer_contract_names_them_so() -> None:
+    assert set(shown()) <= {
+        "slackwater_lag_seconds", "slackwater_lag_bytes", "slackwater_freshness_seconds", "slackwater_rows_total",
+        "slackwater_epochs_total", "slackwater_epoch_seconds", "slackwater_slot_retained_bytes",
+        "slackwater_backfill_rows_total", "slackwater_backfill_chunks", "slackwater_verify_rows_total",
+        "slackwater_verification_age_seconds", "slackwater_mismatched_rows", "slackwater_quarantined_rows",
+        "slackwater_reread_rows", "slackwater_foreign_writes", "slackwater_canary_age_seconds",
+        "slackwater_errors_total", "slackwater_up", "slackwater_info", "slackwater_safe_to_cutover",
+        "slackwater_safe_to_rollback", "slackwater_gate", "slackwater_phase", "slackwater_writes",
+        "slackwater_pause_seconds",
+    }  # fmt: skip
+
+
+def test_alerts_and_dashboards_read_what_exists() -> None:
+    known = {name + suffix for name in shown() for suffix in ("", "_bucket", "_sum", "_count")}
+    for path in (p for p in (ROOT / "deploy").rglob("*") if p.suffix in (".yml", ".yaml", ".json") and p.is_file()):
+        text = path.read_text()
+        used = set(
+            re.findall(
+                r"\b(slackwater_(?:lag|freshness|rows|epoch|slot|backfill|quarantined|reread|errors|up|info|safe|gate|phase|writes)\w*)\s*[{\[)]",
+                text,
+            )
+        )
+        assert used <= known, f"{path}: {used - known}"
