@@ -17,7 +17,6 @@ from connectors.postgres import catalog, control, fence, mirror, session, slots
 from connectors.postgres.session import Connection, translated
 from schemas.direction import Direction, Side
 from schemas.errors import Halt, Refused, SlotLost
-from schemas.names import quote
 from schemas.plan import Plan
 from schemas.position import Lsn, format_lsn
 from schemas.spec import Spec
@@ -134,12 +133,11 @@ def make_types(work: Work, plan: Plan) -> None:
 
 
 def owner_columns(plan: Plan) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """By which columns of which mirrors the rows of an owner are looked for."""
+    """By which expressions over which mirrors the rows of an owner are looked for."""
     for mapping in plan.mappings:
         for source, feed in mapping.feeds.items() if not mapping.row_local else ():
-            plain = {quote(c): c for c in plan.sources[source].column_names}
-            if feed.restrict and all(expression in plain for expression in feed.restrict):
-                yield source, tuple(plain[expression] for expression in feed.restrict)
+            if feed.restrict:
+                yield source, feed.restrict
 
 
 def make_fences(work: Work) -> None:

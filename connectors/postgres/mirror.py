@@ -269,15 +269,18 @@ def create_mirror(conn: Connection, migration: str, direction: Direction, source
     return True
 
 
-def index_mirror(conn: Connection, migration: str, direction: Direction, source: Table, columns: Sequence[str]) -> bool:
+def index_mirror(
+    conn: Connection, migration: str, direction: Direction, source: Table, expressions: Sequence[str]
+) -> bool:
     """Index the mirror's rows by the owner that they feed, or each epoch would read the whole mirror to find them.
 
-    False where the key leads with these columns, there is the index, or their type has no order to index by.
+    False where the key leads with these columns, the index is there, or there can be none: a type without an order,
+    an expression that is not immutable.
     """
-    if not columns or tuple(columns) == mirror_key(source)[: len(columns)]:
+    if tuple(expressions) == tuple(map(quote, mirror_key(source)))[: len(expressions)]:
         return False
     table = qualified(MIRROR_SCHEMA, mirror_name(migration, direction, source.name))
-    listed = ", ".join(map(quote, columns))
+    listed = ", ".join(f"({expression})" for expression in expressions)
     name = f"slackwater_{hashlib.sha256(f'{table} ({listed})'.encode()).hexdigest()[:16]}"
     there = conn.execute("select pg_catalog.to_regclass(%s) is not null", (qualified(MIRROR_SCHEMA, name),)).fetchone()
     if there == (True,):
