@@ -24,7 +24,7 @@ class Match:
     old: Table
     new: Table
     rename: dict[str, str]
-    drop: tuple[str, ...]
+    left: tuple[str, ...]  # old columns that nothing reads
     unfilled: tuple[Column, ...]  # new columns that nothing fills, though they must be filled
     retyped: tuple[str, ...]
 
@@ -33,7 +33,7 @@ class Match:
         """Whether `copy` does: same name, every column on both sides, of the same type."""
         return (
             self.old.name == self.new.name
-            and not (self.rename or self.drop or self.unfilled or self.retyped)
+            and not (self.rename or self.left or self.unfilled or self.retyped)
             and {c.name for c in self.old.columns} >= {c.name for c in self.new.columns if not c.generated}
         )
 
@@ -77,7 +77,7 @@ def _match(old: Table, new: Table) -> Match:
         old=old,
         new=new,
         rename=rename,
-        drop=tuple(c.name for c in free_old if c.name not in rename and not c.generated),
+        left=tuple(c.name for c in free_old if c.name not in rename and not c.generated),
         unfilled=tuple(unfilled),
         retyped=tuple(
             f"{c.name}: {old.column(c.name).type_full} -> {c.type_full}"
@@ -124,9 +124,9 @@ def _entry(match: Match) -> list[str]:
     parts = [f"to: {_scalar(match.new.name)}", f"from: {_scalar(match.old.name)}"]
     if match.rename:
         parts.append("rename: {" + ", ".join(f"{_scalar(a)}: {_scalar(b)}" for a, b in match.rename.items()) + "}")
-    if match.drop:
-        parts.append(f"drop: {_flow(match.drop)}")
     lines = [f"  - {{{', '.join(parts)}}}"]
+    if match.left:  # never dropped for somebody: `check` refuses what is forgotten
+        lines.append(f"    # read by nothing yet: rename them, use them in `set`, or add drop: {_flow(match.left)}")
     lines += [
         f"    # {change}: add `set: {{column: expression}}` if a plain cast will not do" for change in match.retyped
     ]

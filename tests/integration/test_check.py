@@ -194,6 +194,7 @@ class Pooler(threading.Thread):
         body = startup[:4] + b"".join(k + b"\0" + v + b"\0" for k, v in named.items() if k) + b"\0"
         server = socket.create_connection((str(self.parts["host"]), int(str(self.parts["port"]))))
         server.sendall((len(body) + 4).to_bytes(4, "big") + body)
+        threading.Thread(target=self._pump, args=(client, server), daemon=True).start()
         while True:  # up to the first ReadyForQuery, message by message
             head = self._exactly(server, 5)
             rest = self._exactly(server, int.from_bytes(head[1:], "big") - 4)
@@ -202,7 +203,6 @@ class Pooler(threading.Thread):
             client.sendall(head + rest)
             if head[:1] in (b"Z", b"E"):
                 break
-        threading.Thread(target=self._pump, args=(client, server), daemon=True).start()
         self._pump(server, client)
 
     @staticmethod
@@ -242,7 +242,7 @@ def test_a_pooler_is_recognised(shop: Shop, options: str) -> None:
 @pytest.fixture
 def plain_role(shop: Shop) -> Iterator[str]:
     name = f"plain_{shop.migration}"
-    shop.on_old(f"create role {name} login")
+    shop.on_old(f"create role {name} login password 'plain'")
     yield name
     for run_on in (shop.on_old, shop.on_new):
         run_on(f"drop owned by {name} cascade")
@@ -250,7 +250,7 @@ def plain_role(shop: Shop) -> Iterator[str]:
 
 
 def as_role(dsn: str, role: str) -> str:
-    return make_conninfo(dsn, user=role)
+    return make_conninfo(dsn, user=role, password="plain")
 
 
 def test_a_role_without_privileges_is_told_of_all_it_lacks(shop: Shop, plain_role: str) -> None:
