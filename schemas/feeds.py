@@ -210,14 +210,17 @@ class Deriver:
             step = self._step(usable, spelled, visited, set(tables))
             if step is None:
                 return None
-            relation = tables[step]
-            visited[step] = f"j{len(visited)}"
-            for item in relation.items.values():
+            alias = f"j{len(visited)}"
+            visited[step] = alias
+            for item in tables[step].items.values():
                 if item.place is not None and item.origin is not None:
-                    spelled[item.place] = f"{visited[step]}.{quote(item.origin[1])}"
+                    spelled[item.place] = f"{alias}.{quote(item.origin[1])}"
+                    if item.place in instance.known:
+                        conditions.append(f"{spelled[item.place]} = f.{quote(instance.known[item.place])}")
         for e in usable:
             one, two = spelled.get(e.a), spelled.get(e.b)
-            if one and two and one != two and (e.a.relation in visited or e.b.relation in visited):
+            joined = e.a.relation in visited or e.b.relation in visited
+            if one and two and one != two and joined and f"{two} = {one}" not in conditions:
                 conditions.append(f"{one} = {two}")
         if not visited:
             return None
@@ -242,6 +245,9 @@ class Deriver:
     def _step(
         usable: list[Equality], spelled: Mapping[Place, str], visited: Mapping[int, str], tables: set[int]
     ) -> int | None:
+        decided = [p for p in spelled if p.relation in tables and p.relation not in visited]
+        if decided:
+            return decided[0].relation
         for e in usable:
             for a, b in ((e.a, e.b), (e.b, e.a)):
                 if a in spelled and b.relation in tables and b.relation not in visited:

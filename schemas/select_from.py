@@ -160,6 +160,8 @@ class FromReader:
     def _add(self, scope: Scope, relation: Relation) -> Relation:
         scope.shape.relations.append(relation)
         scope.shape.many |= relation.many
+        if relation.shape is not None:
+            scope.shape.row_deps |= relation.shape.row_deps
         return relation
 
     def _next(self) -> int:
