@@ -1,0 +1,187 @@
+"""grants: the SQL is enough for a whole migration, and no role of the data plane may do more than its work."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from connectors.local import Postgres
+from connectors.postgres.control import CONTROL_TABLES
+from stream import grants
+from stream.grants import APPLY, BACKFILL, CAPTURE, OPERATOR
+from tests.fixtures.preparing import NEW, OLD, Shop
+from tests.fixtures.running import Program, started_with
+from tests.fixtures.servers import private_postgres
+
+ROOT = Path(__file__).parents[2]
+ROLES = (CAPTURE, APPLY, BACKFILL, OPERATOR)
+
+
+def test_the_deployed_file_is_what_grants_prints() -> None:
+    assert (ROOT / "deploy/postgres/roles.sql").read_text() == grants.ROLES
+
+
+def test_every_control_table_is_spoken_of() -> None:
+    assert grants.control_tables() == set(CONTROL_TABLES)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    """A cluster of its own: roles belong to the whole of it."""
+    with private_postgres() as started:
+        yield started
+
+
+@pytest.fixture
+def owned(server: Postgres, bootstrap: str, topic_prefix: str, migration_name: str) -> Shop:
+    """The shop, owned by an application's role that is not a superuser; nobody else may do anything."""
+    with psycopg.connect(server.dsn(), autocommit=True) as conn:
+        for side in ("old", "new"):
+            conn.execute(f"drop database if exists {side}_shop with (force)".encode())
+            conn.execute(f"create database {side}_shop".encode())
+        conn.execute("do $$begin if to_regrole('shop_owner') is null then create role shop_owner; end if; end$$")
+        conn.execute(grants.ROLES.encode())
+        for role in ROLES:
+            conn.execute(sql.SQL("alter role {} password 'pw'").format(sql.Identifier(role)))
+    shop = Shop(
+        old=server.dsn("old_shop"),
+        new=server.dsn("new_shop"),
+        bootstrap=bootstrap,
+        prefix=topic_prefix,
+        migration=migration_name,
+    )
+    for run, text in ((shop.on_old, OLD), (shop.on_new, NEW)):
+        run("revoke all on schema public from public")
+        run("do $$begin execute format('grant create on database %I to shop_owner', current_database()); end$$")
+        run("set role shop_owner;" + text)
+    return shop
+
+
+def as_role(shop: Shop, role: str) -> Shop:
+    return replace(
+        shop,
+        old=make_conninfo(shop.old, user=role, password="pw"),
+        new=make_conninfo(shop.new, user=role, password="pw"),
+    )
+
+
+def grant(shop: Shop, program: Program) -> None:
+    """What an administrator does with what `grants` prints."""
+    printed = program("grants")
+    head, old, new = re.split(r"^-- (?:old|new): database .*$", printed, flags=re.MULTILINE)
+    assert head.strip() == grants.ROLES.strip()
+    shop.on_old(old)
+    shop.on_new(new)
+
+
+def environment(shop: Shop) -> dict[str, str]:
+    return {"OLD_DSN": shop.old, "NEW_DSN": shop.new, "KAFKA": shop.bootstrap}
+
+
+def test_a_whole_migration_runs_as_the_least_privileged_roles(owned: Shop, tmp_path: Path) -> None:
+    with started_with(tmp_path, owned.text, environment(owned)) as administrator:
+        grant(owned, administrator)
+        operator = replace_env(administrator, as_role(owned, OPERATOR))
+        assert "Nothing would stop" in operator("check")
+        operator("prepare")
+        grant(owned, administrator)  # the control tables are there now
+        roles = {
+            name: replace_env(administrator, as_role(owned, role))
+            for name, role in (("capture", CAPTURE), ("apply", APPLY), ("backfill", BACKFILL))
+        }
+        try:
+            for name, program in roles.items():
+                program.start("run", name)
+            owned.on_old(
+                "update shop.customers set cust_nm = 'Ada L.' where id = 1; insert into shop.profiles values (2, 'b')"
+            )
+            administrator.until(lambda: administrator.status()["phase"] == "streaming", within_s=90)
+            owned.on_old(
+                "delete from shop.customers where id = 2; insert into shop.customers values (3, 'Cy', 'C@X', 'High')"
+            )
+            wanted = [(1, "Ada L.", "ada@x.org", "cross"), (3, "Cy", "c@x", "calm")]
+            administrator.until(
+                lambda: owned.on_new("select id, name, email, mood from app.customer order by id") == wanted
+            )
+            administrator.until(
+                lambda: owned.on_new("select id, bio from app.account order by id") == [(1, "maths"), (3, None)]
+            )
+        finally:
+            stop(administrator, roles.values())
+        time.sleep(0.1)
+        operator("cancel", "--yes")
+    assert owned.on_new("select to_regnamespace('slackwater') is null") == [(True,)]
+
+
+def replace_env(program: Program, shop: Shop) -> Program:
+    """The same file, under another role's DSNs; what it starts is ended with the first program's."""
+    return Program(file=program.file, env=environment(shop), background=program.background)
+
+
+def stop(first: Program, programs: object) -> None:
+    for process in first.background:
+        process.terminate()
+    for process in first.background:
+        process.wait(30)
+
+
+def test_no_role_of_the_data_plane_may_do_more(owned: Shop, tmp_path: Path) -> None:
+    with started_with(tmp_path, owned.text, environment(owned)) as administrator:
+        grant(owned, administrator)
+        replace_env(administrator, as_role(owned, OPERATOR))("prepare")
+        grant(owned, administrator)
+    for role in (CAPTURE, APPLY, BACKFILL):
+        [(superuser,)] = owned.on_new(
+            "select rolsuper or rolcreaterole or rolcreatedb or rolbypassrls from pg_roles where rolname = %s", role
+        )
+        assert superuser is False
+        one = as_role(owned, role)
+        for attempt in (
+            "update slackwater.turn set open_turn = 1",  # open a side
+            "update slackwater.turn set fence_turn = null",
+            "insert into slackwater.migration values ('x', 'prepared', '', '{}')",
+            "update slackwater.migration set prepared = '{}'",
+            "update slackwater.journal set actor = 'somebody else'",
+            "delete from slackwater.journal",
+            "alter table app.customer disable trigger all",
+            "drop trigger slackwater_fence on app.customer",
+            "truncate app.customer",
+            "create table app.mine (id integer)",
+            "update slackwater.route set writes = 'new'",
+            "select value from app.settings",  # a table outside the migration
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                one.on_new(attempt)
+        for attempt in (
+            "insert into shop.profiles values (5, 'x')",
+            "delete from shop.profiles",
+            "update slackwater.turn set open_turn = 9",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                one.on_old(attempt)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        as_role(owned, CAPTURE).on_new("select * from slackwater.pass")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        as_role(owned, APPLY).on_old("select * from shop.customers")
+
+
+def test_an_application_reads_the_route_and_nothing_else(owned: Shop, tmp_path: Path) -> None:
+    with started_with(tmp_path, owned.text, environment(owned)) as administrator:
+        administrator("prepare")
+    owned.on_new(
+        "do $$begin if to_regrole('app_user') is null then create role app_user login password 'pw'; end if; end$$"
+    )
+    user = as_role(owned, "app_user")
+    for run in (user.on_old, user.on_new):
+        assert run("select writes, turn from slackwater.route") == [("old", 0)]
+        for table in set(CONTROL_TABLES) - {"route"}:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                run(f"select * from slackwater.{table}")
