@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from connectors.postgres.chunks import TooEarly, TooLarge
+from connectors.postgres.chunks import TooEarly
 from connectors.postgres.ranges import KeySpace
 from connectors.postgres.session import Connection, connect, translated
 from schemas.control import MIRROR_SCHEMA, mirror_name
@@ -26,7 +26,7 @@ from schemas.spec import Backfill as Options
 from stream.after import After, explained
 from stream.claims import ROW_BYTES, Claim, Claims, Sizer, Work
 from stream.heartbeat import Heartbeat
-from stream.loading import APPLICATION, Loader, Session
+from stream.loading import APPLICATION, Loader, Read, Session
 from stream.loads import MIRROR, LoadRow, Loads
 from stream.metrics import Metrics
 from stream.progress import Progress
@@ -41,7 +41,6 @@ HEALTH_S = 5.0
 IDLE_S = 0.2
 GRACE_S = 10.0  # for workers to end with their chunk
 MAX_CONTENDED = 20  # in a row, of one worker
-OVERHEAD_BYTES = 200  # of a change while it is decoded, beside its row
 
 
 class Backfill:
@@ -221,9 +220,9 @@ class Backfill:
         if work.pending:
             self._claims.add(work)
         else:
-            self._loaded(row.name, loads)
+            self._complete(row.name, loads)
 
-    def _loaded(self, name: str, loads: Loads) -> None:
+    def _complete(self, name: str, loads: Loads) -> None:
         """A load's last chunk is in; the next look finds it so."""
         loads.move(name, "running", "indexing")
         self._look.set()
@@ -307,14 +306,7 @@ class Backfill:
                     stack.callback(self._sessions.discard, session)
                     stack.callback(self._waits.pop, me, None)
                     loader = Loader(session, chunk_bytes=lambda: self._chunk_bytes, limit=self._limit)
-                rate = self._throttle.rate if self._throttle else None
-                claim = self._claims.take(
-                    session.reader.rows, session.loads, applied=session.loads.applied, most_rows=rate
-                )
-                if claim is None:
-                    self._ended.wait(IDLE_S)
-                else:
-                    troubles = self._try(claim, loader, session, troubles)
+                troubles = self._once(loader, session, troubles)
 
     def _held_s(self) -> float:
         """How long to hold back at least, before the next chunk."""
@@ -322,30 +314,40 @@ class Backfill:
             return IDLE_S
         return self._throttle.bucket.wait_s()
 
-    def _try(self, claim: Claim, loader: Loader, session: Session, troubles: int) -> int:
-        """Load one chunk, or give it back; returns how many times in a row it could not be done."""
-        work = claim.work
+    def _once(self, loader: Loader, session: Session, troubles: int) -> int:
+        """Claim and load one chunk, or give it back; returns how many times in a row it could not be done."""
+        rate = self._throttle.rate if self._throttle else None
+        claim: Claim | None = None
         try:
+            claim = self._claims.take(
+                session.reader.rows, session.loads, applied=session.loads.applied, most_rows=rate, wait_s=IDLE_S
+            )
+            if claim is None:
+                return troubles
             read = loader.load(claim)
         except (TooEarly, Contended, RowRejected) as error:
-            self._claims.give_back(*loader.after(claim, error))
-            if isinstance(error, RowRejected | TooLarge):
-                log.info("a chunk of %s is tried again, smaller or later: %s", work.name, error.cause)
-                return 0
+            if claim is not None:
+                parts = loader.after(claim, error)
+                self._claims.give_back(*parts)
+                if isinstance(error, RowRejected) or len(parts) > 1:
+                    log.info("a chunk of %s is tried again, smaller or later: %s", claim.work.name, error.cause)
+                    return 0
             if troubles >= MAX_CONTENDED and not isinstance(error, TooEarly):
                 raise
-            reason = session.reader.wait_reason(work.barrier, session.loads.applied())
-            self._waits[threading.current_thread().name] = reason or error.cause
+            waits = claim and session.reader.wait_reason(claim.work.barrier, session.loads.applied())
+            self._waits[threading.current_thread().name] = waits or error.cause
             self._ended.wait(min(2.0, 0.1 * 2**troubles))
             return min(troubles + 1, MAX_CONTENDED)
+        self._loaded(claim, read, session.loads)
+        return 0
+
+    def _loaded(self, claim: Claim, read: Read, loads: Loads) -> None:
         self._waits.pop(threading.current_thread().name, None)
-        last = self._claims.done(claim)
         if self._throttle is not None:
             self._throttle.bucket.spend(read.rows)
         self._metrics.backfill_rows(read.rows)
-        if last:
-            self._loaded(work.name, session.loads)
-        return 0
+        if self._claims.done(claim):
+            self._complete(claim.work.name, loads)
 
     # The rest of the role's own thread.
 

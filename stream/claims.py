@@ -75,52 +75,73 @@ class Claim:
 
 
 class Claims:
-    """The queue. All methods may be called from any thread."""
+    """The queue. All methods may be called from any thread; none holds the lock while it asks a server."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._works: dict[str, Work] = {}
 
     def __contains__(self, load: str) -> bool:
-        return load in self._works
+        with self._changed:
+            return load in self._works
 
     def add(self, work: Work) -> None:
-        with self._lock:
+        with self._changed:
             self._works[work.name] = work
+            self._changed.notify_all()
 
     def take(
-        self, reader: Connection, loads: Loads, *, applied: Callable[[], Lsn], most_rows: int | None
+        self, reader: Connection, loads: Loads, *, applied: Callable[[], Lsn], most_rows: int | None, wait_s: float
     ) -> Claim | None:
-        """The next chunk, cut to size; None when there is none now. `most_rows` caps its size."""
-        with self._lock:
-            at: Lsn | None = None
-            for work in self._works.values():
-                for i, claim in enumerate(work.pending):
-                    if claim.not_before:
-                        at = applied() if at is None else at
-                        if at < claim.not_before:
-                            continue
-                    rows = min(work.sizer.rows, most_rows or work.sizer.rows)
-                    self._cut(work, claim, reader, loads, rows)
+        """The next chunk, cut to size; None when none has come within `wait_s`. `most_rows` caps its size.
+
+        Errors: those of planning (Contended: the table is locked); the chunk is left where it was.
+        """
+        with self._changed:
+            waiting = any(c.not_before for w in self._works.values() for c in w.pending)
+        at = applied() if waiting else ZERO
+        with self._changed:
+            claim = self._next(at)
+            if claim is None:
+                self._changed.wait(wait_s)
+                claim = self._next(at)
+            if claim is None:
+                return None
+        rows = claim.work.sizer.rows
+        try:
+            rest = self._cut(claim, reader, loads, min(rows, most_rows or rows))
+        except BaseException:
+            self.give_back(claim)
+            raise
+        if rest is not None:
+            with self._changed:
+                claim.work.pending.append(rest)
+                self._changed.notify_all()
+        return claim
+
+    def _next(self, applied: Lsn) -> Claim | None:
+        for work in self._works.values():
+            for i, claim in enumerate(work.pending):
+                if claim.not_before <= applied or not claim.not_before:
                     del work.pending[i]
                     work.running += 1
                     return claim
-            return None
+        return None
 
-    def _cut(self, work: Work, claim: Claim, reader: Connection, loads: Loads, rows: int) -> None:
+    def _cut(self, claim: Claim, reader: Connection, loads: Loads, rows: int) -> Claim | None:
         """The last range is open above: cut off as much as is to be read now. The control rows know it first."""
-        chunk = claim.chunk
+        work, chunk = claim.work, claim.chunk
         if chunk.kind is not Kind.RANGE or chunk.upper is not None or claim.lone or claim.collisions:
-            return
+            return None
         at = work.space.plan_cut(reader, chunk, work.rows_estimate, rows)
-        if at is not None:
-            below, above = work.space.cut_at(chunk, at)
-            claim.chunk, rest = loads.split(work.name, chunk, below, above)
-            work.pending.append(Claim(work, rest))
+        if at is None:
+            return None
+        claim.chunk, rest = loads.split(work.name, chunk, *work.space.cut_at(chunk, at))
+        return Claim(work, rest)
 
     def done(self, claim: Claim) -> bool:
         """The chunk is loaded. True when it was the load's last one."""
-        with self._lock:
+        with self._changed:
             work = claim.work
             work.running -= 1
             if work.over:
@@ -130,20 +151,21 @@ class Claims:
 
     def give_back(self, *claims: Claim) -> None:
         """To be tried again: the chunk as it was, or what it was split into (one claim was taken, all are returned)."""
-        with self._lock:
+        with self._changed:
             work = claims[0].work
             work.running -= 1
             work.pending[:0] = claims
+            self._changed.notify_all()
 
     @property
     def empty(self) -> bool:
         """Whether nothing is left to claim or in anybody's hands."""
-        with self._lock:
+        with self._changed:
             return not self._works
 
     @property
     def colliding(self) -> bool:
         """Whether all that is left are chunks that wait for the stream, because they broke a unique constraint."""
-        with self._lock:
+        with self._changed:
             left = [c for w in self._works.values() for c in w.pending]
             return bool(left) and all(c.not_before for c in left) and not any(w.running for w in self._works.values())

@@ -18,7 +18,7 @@ from connectors.postgres.chunks import Reader, Snapshot, TooLarge
 from connectors.postgres.control import Checkpoint
 from connectors.postgres.ranges import Kind
 from connectors.postgres.session import cancel, connect, translated
-from schemas.errors import RowRejected, SlackwaterError
+from schemas.errors import RowRejected, SlackwaterError, Unavailable
 from schemas.plan import Plan
 from schemas.position import ZERO, Lsn, Position
 from stream.bulk import apply_chunk
@@ -38,10 +38,11 @@ TARGET_SESSION: Mapping[str, str] = {
     "tcp_keepalives_count": "3",
     "synchronous_commit": "on",
 }
-CHUNK_TIMEOUT_S = 300  # a statement of a chunk; a whole table takes as long as it takes
+CHUNK_TIMEOUT_S = 60  # a statement of a chunk, of a process that was stopped in it too; a whole table has no limit
 CHUNK_MAX_S = 20.0  # reading one chunk; past it, it is cut smaller
 OVERSIZE = 8  # times chunk_bytes, likewise
 UNIQUE_VIOLATION = "23505"
+QUERY_CANCELED = "57014"
 MAX_COLLISIONS = 5  # violations of a unique constraint that the stream may yet resolve, before the row is blamed
 
 
@@ -116,6 +117,14 @@ class Loader:
 
         Errors: TooEarly, TooLarge, Contended, RowRejected: nothing was written, `retry` says what becomes of the claim.
         """
+        try:
+            return self._load(claim)
+        except Unavailable as error:
+            if getattr(error.__cause__, "sqlstate", None) == QUERY_CANCELED:
+                raise TooLarge(f"a chunk took too long: {error.cause}", hint="it is split and tried again") from error
+            raise
+
+    def _load(self, claim: Claim) -> Read:
         work, began = claim.work, time.monotonic()
         whole = claim.chunk.kind is Kind.WHOLE
         self._newest = ZERO
@@ -123,6 +132,7 @@ class Loader:
             read = self._lone(claim, at) if claim.lone else self._written(claim, at)
             self._s.loads.done(
                 work.name,
+                work.barrier,
                 claim.chunk,
                 rows=read.rows,
                 size=read.size,

@@ -142,7 +142,16 @@ class Loads:
         )
 
     def done(
-        self, load: str, chunk: Chunk, *, rows: int, size: int, lsn: Lsn, epoch: int, snapshot: str | None
+        self,
+        load: str,
+        barrier: Barrier,
+        chunk: Chunk,
+        *,
+        rows: int,
+        size: int,
+        lsn: Lsn,
+        epoch: int,
+        snapshot: str | None,
     ) -> None:
         """Record a chunk in the caller's transaction, which wrote its rows. `snapshot` is a whole table's.
 
@@ -158,17 +167,24 @@ class Loads:
             )
             if done.rowcount != 1:
                 raise Contended(f"chunk {chunk.number} of {load} was done or changed by another process")
-        self.newest(load, lsn, rows=rows, size=size, snapshot=snapshot)
+        self.newest(load, barrier, lsn, rows=rows, size=size, snapshot=snapshot)
 
-    def newest(self, load: str, lsn: Lsn, *, rows: int = 0, size: int = 0, snapshot: str | None = None) -> None:
-        """Record how new the rows read are, in the caller's transaction; last of all, for it serialises workers."""
+    def newest(
+        self, load: str, barrier: Barrier, lsn: Lsn, *, rows: int = 0, size: int = 0, snapshot: str | None = None
+    ) -> None:
+        """Record how new the rows read are, in the caller's transaction; last of all, for it serialises workers.
+
+        Errors: Contended when the load was begun anew meanwhile, with another barrier: the caller rolls back.
+        """
         with translated("recording a load's progress"):
-            self.conn.execute(
+            done = self.conn.execute(
                 "update slackwater.load set newest_lsn = greatest(newest_lsn, %s::pg_lsn), rows = rows + %s,"
                 " bytes = bytes + %s, snapshot = coalesce(%s, snapshot)"
-                " where migration = %s and direction = %s and name = %s",
-                (format_lsn(lsn), rows, size, snapshot, *self._id, load),
+                " where migration = %s and direction = %s and name = %s and barrier_xid = %s",
+                (format_lsn(lsn), rows, size, snapshot, *self._id, load, barrier.xid),
             )
+        if done.rowcount != 1:
+            raise Contended(f"the load of {load} was begun anew by another process")
 
     def move(self, load: str, was: str, now: str) -> None:
         """Change a load's state, if it is still what it was; `done` is timed."""

@@ -165,7 +165,8 @@ class Rereader:
                 self._refused(row, taken[0], lsn[0], error)
             else:
                 self._queue.read(load, wanted)
-            self._s.loads.newest(load, lsn[0])
+            assert row.barrier is not None  # looked at before
+            self._s.loads.newest(load, row.barrier, lsn[0])
         return len(taken)
 
     def _write(self, row: LoadRow, keys: Sequence[Key], at: Checkpoint, lsn: list[Lsn]) -> None:

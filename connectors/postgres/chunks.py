@@ -29,6 +29,7 @@ from schemas.table import Table
 BLOCK_BYTES = 128 * 1024  # handed on at once: one per row costs three times the processor
 LOCK_TIMEOUT_MS = 500  # the applier stands still while we wait for the source's lock
 SESSION: Mapping[str, str] = {
+    "lock_timeout": "2s",  # planning: a table that is being altered is asked again later
     "idle_in_transaction_session_timeout": "60s",
     # A host that vanished must not hold a snapshot, a lock or the applier for two hours.
     "tcp_keepalives_idle": "30",
