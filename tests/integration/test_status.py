@@ -95,6 +95,7 @@ def stage(unprepared: Stage) -> Stage:
         streamed=("customers",),
         mirrors=(),
         mappings={"customers": "f"},
+        outputs={"customers": {"id": "integer", "name": "text"}},
         topics={"customers": "t"},
         topic_ids={},
         epochs_topic="e",
@@ -246,6 +247,7 @@ def test_a_dead_capture(stage: Stage) -> None:
 
 @pytest.mark.parametrize("side", [Side.OLD, Side.NEW])
 def test_a_side_that_is_down_takes_only_what_it_knows(running: Stage, side: Side) -> None:
+    until(running.document, lambda d: d["directions"]["forward"]["state"] == "running")
     document = running.document(**{side.value: DOWN})
     assert list(document["errors"]) == [side.value]
     assert "127.0.0.1" in document["errors"][side.value]["cause"]
