@@ -154,7 +154,7 @@ class Process:
         forward = plan.direction is Direction.FORWARD
 
         def tend(conn: Connection) -> None:
-            if forward:
+            if forward and state.due(conn, plan.migration) is not None:  # looked at without a lock, as a rule in vain
                 state.settle(conn, plan.migration, actor=role_actor(conn, "apply"))
 
         return Apply(

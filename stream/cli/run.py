@@ -9,7 +9,7 @@ import sys
 import threading
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -17,7 +17,7 @@ from schemas.direction import Direction
 from schemas.errors import ConfigError
 from schemas.spec import Spec
 from stream import worker
-from stream.cli import context
+from stream.cli import context, exits
 from stream.supervisor import RoleName, Supervisor
 from stream.web.server import serve
 from stream.web.views import views
@@ -49,11 +49,18 @@ def run(
     if role is None:
         if direction is not Direction.FORWARD:
             raise ConfigError("--direction goes with a role", hint=f"slackwater run apply --direction {direction}")
-        raise typer.Exit(_all(spec))
+        _finish(spec, None, _all(spec))
     name = RoleName(role.value, direction)
     if name.role == "backfill" and direction is Direction.REVERSE:
         raise ConfigError("backfill runs forward only: the old side has its rows", hint="run backfill")
-    raise typer.Exit(_one(spec, name, listen or spec.http.listen, child_of))
+    _finish(spec, name, _one(spec, name, listen or spec.http.listen, child_of))
+
+
+def _finish(spec: Spec, name: RoleName | None, status: int) -> NoReturn:
+    if context.invocation().json:
+        result = "stopped" if status == exits.DONE else "failed"
+        context.show({"migration": spec.migration, "role": str(name) if name else None, "result": result}, "")
+    raise typer.Exit(status)
 
 
 def _one(spec: Spec, name: RoleName, listen: str, parent: int | None) -> int:
