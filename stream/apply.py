@@ -22,7 +22,7 @@ from schemas.decoder import Decoder
 from schemas.epoch import Epoch
 from schemas.errors import StreamGap
 from schemas.plan import Plan
-from schemas.position import Lsn, format_lsn
+from schemas.position import Lsn, Position, format_lsn
 from stream.batch import Batch, Folding, Offsets, Work
 from stream.engine import Engine
 from stream.heartbeat import Heartbeat
@@ -99,7 +99,8 @@ class Apply:
             target = Target(control, self._plan.migration, self._plan.direction)
             checkpoint = target.checkpoint()
             folding = Folding(engine)
-            feed = Feed(self._open_reader(checkpoint.offsets, checkpoint.epoch), self._decoder(target), folding)
+            reader = self._open_reader(checkpoint.offsets, checkpoint.epoch)
+            feed = Feed(reader, self._decoder(target), folding, checkpoint.last)
             batch = Batch(
                 engine,
                 folding,
@@ -197,8 +198,9 @@ class Feed:
     Waiting epochs are folded together up to about TRANSACTION_ROWS changes: they will share a transaction.
     """
 
-    def __init__(self, reader: Reader, decode: Callable[[bytes], Change], folding: Folding) -> None:
+    def __init__(self, reader: Reader, decode: Callable[[bytes], Change], folding: Folding, after: Position) -> None:
         self._reader = reader
+        self._last = after
         self._decode = decode
         self._folding = folding
         self._ready: queue.Queue[Work | Exception] = queue.Queue(maxsize=1)
@@ -274,6 +276,13 @@ class Feed:
         decode = self._decode
         changes = [decode(value) for value in fetched.rows]
         changes.sort(key=_position)
+        epoch = fetched.epoch
+        if changes and not self._last < changes[0].position <= changes[-1].position <= epoch.last:
+            raise StreamGap(
+                f"epoch {epoch.epoch} holds changes that do not lie between its predecessor's last and its own",
+                hint="a topic was recreated or written to by something else: `slackwater cancel`, then prepare anew",
+            )
+        self._last = epoch.last
         self._folding.add(work, fetched.epoch, changes, fetched.offsets)
 
 

@@ -46,13 +46,14 @@ class Engine:
         self._side = str(plan.direction.target)
         self._holders: set[str] = set()
         self._made: set[str] = set()
+        self._marks: dict[str, frozenset[str]] = {}  # savepoint -> what was made when it was set
         self._making: set[str] = set()  # made since the transaction began: a rollback takes them along
         with translated("opening a session on the target"):
             conn.prepare_threshold = 1_000_000  # only what is asked to be prepared is
             conn.prepared_max = 2_000
             conn.execute(
                 "set plan_cache_mode = force_generic_plan; set enable_hashjoin = off; set enable_mergejoin = off; "
-                "set temp_buffers = '32MB'"
+                "set temp_buffers = '32MB'; set work_mem = '64MB'"
             )
         self.replica = self._become_replica()
         self.stages: dict[str, Stage] = build.stages(conn, plan)
@@ -120,7 +121,8 @@ class Engine:
     def rollback(self) -> None:
         with translated("rolling back on the target"):
             self.conn.execute("rollback")
-        self._forget()
+        self._made -= self._making
+        self._making.clear()
 
     def abandon(self) -> None:
         """Roll back on the way out of an error; a session that is broken rolls back by itself."""
@@ -129,25 +131,24 @@ class Engine:
 
     def savepoint(self, name: str) -> None:
         self.conn.execute(f"savepoint {name}", prepare=True)
+        self._marks[name] = frozenset(self._made)
 
     def back_to(self, name: str) -> None:
         """Undo everything since the savepoint, which stays."""
         with translated("rolling back to a savepoint"):
             self.conn.execute(f"rollback to savepoint {name}", prepare=True)
-        self._forget()
+        self._made = set(self._marks[name])
+        self._making &= self._made
 
     def clear(self, tables: Collection[str]) -> None:
         """Empty the temporary tables between the parts of one transaction."""
-        names = [f"pg_temp.slackwater_{kind}_{self.stages[t].number}" for t in tables for kind in ("new", "old")]
+        stages = [self.stages[t] for t in tables if f"stage {t}" in self._made]
+        names = [name for stage in stages for name in (stage.new, stage.old)]
         for load in self.loads.values():
             if load.name in self._made and any(s in tables for s in load.mapping.sources):
                 names += [load.rows, *([load.owners] if load.mapping.owner else [])]
         if names:
             self.run("truncate " + ", ".join(names))
-
-    def _forget(self) -> None:
-        self._made -= self._making
-        self._making.clear()
 
     # An epoch.
 
