@@ -271,6 +271,7 @@ class Backfill:
                 work()
             except BaseException as error:  # noqa: BLE001 - raised again by the role's own thread
                 self._errors.append(error)
+                self._ended.set()  # the others end with their chunk
 
         thread = threading.Thread(target=run, name=name, daemon=True)
         self._threads.append(thread)
