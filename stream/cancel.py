@@ -60,7 +60,7 @@ def cancel(
         names = _topics(spec, old, prepared)
         confirm(f"End migration {spec.migration}: drop its slot, fences, control rows and topics on both sides?")
         _may(spec, old, new, mark=True)
-        _source(spec, old, done)
+        _sources(spec, {Side.OLD: old, Side.NEW: new}, done)
         failpoint("cancel.after_slot")
         _identities(spec, old, new, done)
         _fences(spec, old, new, done)
@@ -111,13 +111,14 @@ def _topics(spec: Spec, old: Connection, prepared: Prepared | None) -> list[str]
     return sorted({*rows, epochs, *known, *own})
 
 
-def _source(spec: Spec, old: Connection, done: Callable[[str], None]) -> None:
-    """The slot, then the publication: the other way round, a capture that still ran would fail on its publication."""
-    name = slot_name(spec.migration, Direction.FORWARD)
-    if slots.drop_slot(old, name):
-        done(f"replication slot {name} dropped")
-    if slots.drop_publication(old, name):
-        done(f"publication {name} dropped")
+def _sources(spec: Spec, sides: dict[Side, Connection], done: Callable[[str], None]) -> None:
+    """The slots, then the publications: the other way round, a capture that still ran would fail on its publication."""
+    for direction in Direction:
+        name = slot_name(spec.migration, direction)
+        if slots.drop_slot(sides[direction.source], name):
+            done(f"replication slot {name} dropped")
+        if slots.drop_publication(sides[direction.source], name):
+            done(f"publication {name} dropped")
 
 
 def _identities(spec: Spec, old: Connection, new: Connection, done: Callable[[str], None]) -> None:

@@ -125,7 +125,12 @@ def _prepare(work: Work, confirm: Callable[[str], None]) -> Outcome:
 
 def _may_change(work: Work, phase: str, before: Prepared | None) -> None:
     """`prepare` again is for the time before the first switch."""
-    if phase in (Phase.SWITCHING, Phase.SWITCHED, Phase.FINALIZED, Phase.CANCELLED):
+    if phase == Phase.CANCELLED:
+        raise Refused(
+            f"migration {work.spec.migration} was cancelled, and the cancel has not come to its end",
+            hint="run `slackwater cancel` again: it removes what is left; then prepare anew",
+        )
+    if phase in (Phase.SWITCHING, Phase.SWITCHED, Phase.FINALIZED):
         raise Refused(
             f"migration {work.spec.migration} is {phase}: what it stands on cannot be changed any more",
             hint="slackwater status",

@@ -41,6 +41,12 @@ class FlowTopics:
         there = self._admin.partitions(s.name for s in specs)
         return self._admin.check([s for s in specs if s.name in there])
 
+    def small(self, rows: Iterable[str], wanted_bytes: int) -> dict[str, int]:
+        """Those of the row topics that are there and take less than `wanted_bytes` a record, with what they take."""
+        there = self._admin.partitions(rows)
+        limits = {name: self._admin.max_message_bytes(name) for name in there}
+        return {name: limit for name, limit in limits.items() if limit < wanted_bytes}
+
     def ensure(
         self, rows: Iterable[str], epochs: str, schemas: str | None, *, known: Mapping[str, str]
     ) -> tuple[list[str], dict[str, str]]:

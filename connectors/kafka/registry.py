@@ -201,6 +201,10 @@ class ConfluentRegistry:
         self._url = url
         self._parsed: dict[int, Schema] = {}
 
+    def ping(self) -> None:
+        """Ask it anything. Errors: Unavailable, PrivilegeMissing, Halt."""
+        self._ask(self._client.get_subjects, "asking for the subjects")
+
     def register(self, subject: str, schema: Schema) -> int:
         from confluent_kafka.schema_registry import Schema as RegistrySchema
 

@@ -83,27 +83,22 @@ def examine(
         )
     with ddl.tried(new, spec, found):
         targets = catalog.tables(new, spec.new.schema_)
-        assumed = _assumed(spec, sources, targets) if set_identity else sources
+        full = identity.needing_full(spec, sources, targets) if set_identity else []
+        assumed = {name: identity.as_full(table) if name in full else table for name, table in sources.items()}
         resolution = resolve(spec, Direction.FORWARD, assumed, targets)
         for problem in resolution.problems:
             found.problem("mapping", problem.cause, problem.remedy, problem.where)
         streamed = {name: sources[name] for name in resolution.streamed if name in sources}
-        tables.source(old, Side.OLD, streamed, set_identity, found)
+        tables.source(old, Side.OLD, streamed, full, found)
         written = {m.target: targets[m.target] for m in resolution.mappings if m.target in targets}
         loaded = control.loads(new, spec.migration, Direction.FORWARD)
-        tables.target(new, Side.NEW, written, written.keys() - loaded.keys(), spec.migration, found)
+        tables.target(new, Side.NEW, written, targets, written.keys() - loaded.keys(), spec.migration, found)
         _types(old, new, streamed, found)
         _, refused = bindings.examine(spec, old, new, sources, targets, resolution)
         for problem in refused:
             found.problem("mapping", problem.cause, problem.remedy, problem.where)
     kafka.examine(spec, topics, streamed, found)
     return found
-
-
-def _assumed(spec: Spec, sources: Mapping[str, Table], targets: Mapping[str, Table]) -> dict[str, Table]:
-    """The old tables with the identities that `--set-replica-identity` gives them."""
-    needing = identity.needing_full(spec, sources, targets)
-    return {name: identity.as_full(table) if name in needing else table for name, table in sources.items()}
 
 
 def _apart(spec: Spec, old: Connection, new: Connection, found: Findings) -> None:

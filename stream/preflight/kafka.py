@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from connectors.kafka.registry import ConfluentRegistry
 from connectors.kafka.topics import MAX_MESSAGE_BYTES, BrokerFacts
 from schemas.direction import Direction, epochs_topic, schemas_topic, topic_name
 from schemas.errors import SlackwaterError
@@ -26,8 +27,19 @@ def examine(spec: Spec, topics: FlowTopics, tables: Iterable[str], found: Findin
     """The cluster, and those of the topics that are there already."""
     try:
         _brokers(spec, topics.brokers(), found)
-        for problem in topics.check(*topic_names(spec, tables)):
+        names = topic_names(spec, tables)
+        for problem in topics.check(*names):
             found.problem("topic", problem.cause, problem.remedy, problem.where)
+        for name, limit in topics.small(names[0], MAX_MESSAGE_BYTES).items():
+            found.warning(
+                "max_message_bytes",
+                f"it takes records of up to {limit:,} bytes: a larger row would halt capture",
+                f"kafka-configs.sh --alter --entity-type topics --entity-name {name}"
+                f" --add-config max.message.bytes={MAX_MESSAGE_BYTES}",
+                f"topic {name}",
+            )
+        if spec.kafka.registry.url is not None:
+            ConfluentRegistry(spec.kafka.registry.url, spec.kafka.registry.options).ping()
     except SlackwaterError as error:
         found.problem("kafka", error.cause, error.hint, "kafka")
 

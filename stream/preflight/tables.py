@@ -24,12 +24,14 @@ def without_identity(tables: Iterable[Table]) -> list[Table]:
     return [table for table in tables if not table.identity_columns]
 
 
-def source(conn: Connection, side: Side, tables: Mapping[str, Table], set_identity: bool, found: Findings) -> None:
-    """The tables to be streamed."""
+def source(
+    conn: Connection, side: Side, tables: Mapping[str, Table], will_be_full: Collection[str], found: Findings
+) -> None:
+    """The tables to be streamed. `will_be_full`: those whose replica identity `prepare` is about to set to FULL."""
     _privileges(conn, side, tables.values(), ("SELECT", "OWNER"), found)
     _common(conn, side, tables, found)
     kinds = _by_kind(conn, tables.values())
-    for table in [] if set_identity else without_identity(tables.values()):
+    for table in without_identity(t for n, t in tables.items() if n not in will_be_full):
         why = {
             Identity.DEFAULT: "it has no primary key",
             Identity.NOTHING: "its replica identity is NOTHING",
@@ -43,7 +45,7 @@ def source(conn: Connection, side: Side, tables: Mapping[str, Table], set_identi
             f"{side}.{table.name}",
         )
     for name, partitions in kinds["partition identity"].items():
-        if set_identity:
+        if name in will_be_full:
             continue
         found.problem(
             "replica_identity",
@@ -88,12 +90,15 @@ def target(
     conn: Connection,
     side: Side,
     tables: Mapping[str, Table],
+    whole: Mapping[str, Table],
     must_be_empty: Collection[str],
     migration: str,
     found: Findings,
 ) -> None:
-    """The tables to be written. `must_be_empty`: those that nothing of ours was ever loaded into."""
+    """The tables to be written. `whole` is all of their schema, which is fenced; `must_be_empty` those of them that
+    nothing of ours was ever loaded into."""
     role = survey.role(conn)
+    _privileges(conn, side, [t for t in whole.values() if t.name not in tables], ("OWNER",), found)
     _privileges(conn, side, tables.values(), ("SELECT", "INSERT", "UPDATE", "DELETE", "OWNER"), found)
     _common(conn, side, tables, found)
     kinds = _by_kind(conn, tables.values())

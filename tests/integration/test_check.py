@@ -12,12 +12,14 @@ from typing import Any
 
 import psycopg
 import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from connectors.kafka.topics import Topics, TopicSpec
 from connectors.postgres import session
 from stream import preflight
 from stream.preflight import Finding, Severity
+from stream.topics import FlowTopics
 from tests.fixtures.preparing import NEW, OLD, Shop
 from tests.fixtures.servers import private_postgres, standby_of
 from tests.integration.test_cancel import catalogs
@@ -320,6 +322,14 @@ def test_tables(shop: Shop, old: str, new: str, name: str, remedy: str) -> None:
     assert remedy in found[name][0].remedy
 
 
+def test_a_partition_s_own_identity_is_not_glossed_over(shop: Shop) -> None:
+    """Setting replica identities does not set this one: the table itself needs no FULL."""
+    shop.on_old("alter table shop.readings_a replica identity full")
+    with session.connect(shop.old) as old, session.connect(shop.new) as new, FlowTopics(shop.spec) as topics:
+        found = preflight.examine(shop.spec, old, new, topics, None, set_identity=True)
+    assert [f.name for f in found.problems] == ["replica_identity"]
+
+
 def test_a_table_fed_by_a_native_subscription(shop: Shop) -> None:
     shop.on_old("create publication feed for table shop.profiles")
     shop.on_new("create schema shop; create table shop.profiles (user_id integer primary key, bio text)")
@@ -407,6 +417,28 @@ def test_topics_that_lose_rows(shop: Shop) -> None:
     finding = the(problems(shop), "topic")
     assert "retention.ms=-1" in finding.remedy
     topics.delete([name])
+
+
+def test_a_topic_that_takes_small_rows_only(shop: Shop) -> None:
+    topics = Topics(shop.bootstrap, {})
+    name = f"{shop.prefix}.{shop.migration}.forward.shop.profiles"
+    admin = AdminClient({"bootstrap.servers": shop.bootstrap})
+    config = {"retention.ms": "-1", "max.message.bytes": "1000"}
+    admin.create_topics([NewTopic(name, num_partitions=1, config=config)])[name].result()
+    try:
+        assert "max_message_bytes" in warnings(shop)
+    finally:
+        topics.delete([name])
+
+
+def test_a_registry_that_is_not_there(shop: Shop) -> None:
+    class Registered(Shop):
+        @property
+        def text(self) -> str:
+            return super().text.replace("partitions: 2", "partitions: 2, registry: {url: 'http://127.0.0.1:1'}")
+
+    there = Registered(**{name: getattr(shop, name) for name in shop.__dataclass_fields__})
+    assert "registry" in the(problems(there), "kafka").cause
 
 
 def test_kafka_that_is_not_there(shop: Shop) -> None:

@@ -21,6 +21,7 @@ from schemas.errors import Contended, Refused, SlotLost
 from schemas.position import ZERO, Position
 from stream import prepared as documents
 from tests.fixtures.preparing import NotConfirmed, Shop
+from tests.fixtures.running import end, started_with
 
 
 def document(shop: Shop) -> documents.Prepared:
@@ -308,6 +309,61 @@ def test_an_edit_resets_what_it_changes_and_nothing_else(shop: Shop) -> None:
     assert edited.prepare().result == "already"
     with pytest.raises(Refused, match="not the file"):
         documents.plan_for(shop.spec, document(shop), Direction.FORWARD)
+
+
+@pytest.mark.parametrize("place", ["prepare.after_topics", "prepare.after_publication", "prepare.before_commit"])
+def test_an_edit_that_was_killed_is_completed(shop: Shop, tmp_path: Path, place: str) -> None:
+    shop.on_old("create table shop.notes (id integer primary key, body text)")
+    shop.on_new("create table app.notes (id integer primary key, body text)")
+    shop.with_(tables=shop.tables + "exclude: [notes]\n").prepare()
+    _pretend_loaded(shop)
+    edited = shop.with_(
+        tables=shop.tables.replace("copy: [readings]", "copy: [readings, notes]").replace("lower(", "upper(")
+    )
+    killed = run(edited, tmp_path, "prepare", "--yes", failpoints=f"{place}=kill")
+    assert killed.returncode == -9, killed.stderr
+    assert loads(shop)["customer"] == ("customers", "done")
+    assert shop.on_new("select count(*) from app.customer") == [(1,)]
+    outcome = edited.prepare()
+    assert (outcome.result, outcome.difference.added, outcome.difference.changed) == (
+        "changed",
+        ("notes",),
+        ("customer",),
+    )
+    assert loads(shop)["notes"] == ("notes", "pending")
+    assert shop.on_new("select count(*) from app.customer") == [(0,)]
+
+
+def test_an_edited_migration_streams_on(shop: Shop, tmp_path: Path) -> None:
+    """The real roles: streaming, stopped, edited (one changed, one dropped, one added), prepared, streaming again."""
+    shop.on_old("create table shop.notes (id integer primary key, body text); insert into shop.notes values (1, 'a')")
+    shop.on_new("create table app.notes (id integer primary key, body text)")
+    first = shop.with_(tables=shop.tables + "exclude: [notes]\n")
+    env = {"OLD_DSN": shop.old, "NEW_DSN": shop.new, "KAFKA": shop.bootstrap}
+    with started_with(tmp_path, first.text, env) as program:
+        program("prepare")
+        process = program.start("run")
+        program.until(lambda: program.status()["phase"] == "streaming", within_s=90)
+        shop.on_old("update shop.profiles set bio = 'physics'")
+        program.until(lambda: shop.on_new("select bio from app.account where id = 1") == [("physics",)])
+        end(process)
+        edits = shop.tables.replace("copy: [readings]", "copy: [notes]").replace("lower(email)", "upper(email)")
+        program.file.write_text(shop.with_(tables=edits + "exclude: [readings]\n").text)
+        # written while nothing runs: in the WAL, and to be told apart from what the new chunks bring
+        shop.on_old(
+            "insert into shop.customers values (3, 'Cy', 'c@x', 'High', null, 'calm'); delete from shop.readings"
+        )
+        assert "prepare" in program("run", "apply", code=None)  # refuses the file that was not prepared
+        program("prepare", "--yes")
+        shop.on_old("insert into shop.notes values (2, 'b'); update shop.customers set email = 'Z@z' where id = 2")
+        program.start("run")
+        wanted = [(1, "ADA@X.ORG"), (2, "Z@Z"), (3, "C@X")]
+        program.until(lambda: shop.on_new("select id, email from app.customer order by id") == wanted, within_s=90)
+        program.until(lambda: shop.on_new("select id, body from app.notes order by id") == [(1, "a"), (2, "b")])
+        program.until(lambda: shop.on_new("select id from app.account order by id") == [(1,), (2,), (3,)])
+        program.until(lambda: program.status()["phase"] == "streaming")
+        # its rows stay as they are: the mapping is gone, and what the stream still brings is nobody's
+        assert shop.on_new("select count(*) from app.readings") == [(2,)]
 
 
 def test_nothing_is_emptied_without_a_yes(shop: Shop) -> None:
