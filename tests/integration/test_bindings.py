@@ -21,6 +21,9 @@ create table customers (id integer primary key, email text, born text, mood mood
                         at timestamptz, bal double precision, code char(3), flags bit(4));
 create table orders (id integer primary key, customer_id integer not null, amount numeric, note text);
 create table other (id integer primary key, x text);
+create table "Odd ""x"" Name" ("Key" text primary key, "select" numeric, "Date" text);
+create table parts (id integer, at date, v text, primary key (id, at)) partition by range (at);
+create table parts_a partition of parts for values from ('2020-01-01') to ('2021-01-01');
 create function slug(text) returns text language sql as 'select lower($1)';
 create function upper_note(text) returns text language sql immutable as 'select upper($1)';
 create function reads_other(integer) returns text immutable begin atomic select x from public.other where id = $1; end;
@@ -33,6 +36,8 @@ create type app.mood as enum ('sad', 'ok', 'glad');
 create table app.customer (id bigint primary key, email text, born date, mood app.mood, total numeric(12,2), n integer,
                            small varchar(3), at timestamptz, code char(3), flags bit(4), tags text[]);
 create table app.spending (customer_id integer primary key, total numeric, n bigint, note text);
+create table app."Odd Name" ("Key" text primary key, "user" integer, "When" date);
+create table app.parts (id integer, at date, v text, primary key (id, at));
 create table app.loose (id integer, email text);
 create function slug(text) returns text language sql as 'select lower($1)';
 create function upper_note(text) returns text language sql immutable as 'select upper($1)';
@@ -211,6 +216,12 @@ def test_feeds_are_prepared_too(sides: Sides) -> None:
     message = sides.problems(select, "spending", more="    feeds: {orders: 'array[customer_id]'}\n")
     assert "the feed of spending from orders does not give its owner (customer_id)" in message
     assert sides.problems(select, "spending", more="    feeds: {orders: customer_id}\n") == ""
+
+
+def test_odd_names_and_partitions(sides: Sides) -> None:
+    select = 'select "Key", "select" as "user", "Date" as "When" from "Odd ""x"" Name" o where o."Key" <> \'\''
+    assert sides.problems(select, "Odd Name") == ""
+    assert sides.problems("select id, at, v from parts", "parts") == ""
 
 
 def test_one_database_for_both_sides(sides: Sides) -> None:

@@ -281,7 +281,7 @@ def test_a_wrong_feed_is_refused(feeds: str, said: str) -> None:
         "select u.id, n from users u, (select uid, rank() over (order by amount) n from orders) x where uid = u.id",
         "select u.id, n from users u join (select max(uid) as uid, day as n from orders group by day) x on uid = u.id",
         (
-            "with recursive r as (select id, uid from orders union select o.id, r.uid from orders o, r where r.id = uid)"
+            "with recursive r as (select id, uid from orders union select id, r.uid from orders o, r where r.id = uid)"
             " select u.id, r.id as n from users u join r on r.uid = u.id"
         ),
         "select u.id, o.id as n from users u left join orders o on exists (select from orders z where z.uid = u.id)",
