@@ -200,8 +200,8 @@ def merges(kind: str, second: str, where: str) -> list[tuple[str, str]]:
             "k",
         ),
         (
-            "select coalesce(u.id, p.user_id) as k, o.amount as v from users u full join profiles p on p.user_id = u.id"
-            " and p.user_id = u.level left join orders o on o.uid = u.level",
+            ("select coalesce(u.id, p.user_id) as k, o.amount as v from users u full join profiles p on p.user_id = u.id"
+            " and p.user_id = u.level left join orders o on o.uid = u.level"),
             "k",
         ),
         ("select o.id as k, rank() over (partition by o.uid order by o.amount, o.id) as v from orders o", "k"),
