@@ -15,11 +15,11 @@ from connectors.failpoint import failpoint
 from connectors.postgres import catalog, control, fence, mirror, session, slots
 from connectors.postgres.session import Connection
 from schemas.direction import Direction, Side, slot_name
-from schemas.errors import Refused
+from schemas.errors import Refused, Unavailable
 from schemas.spec import Spec
 from stream import groundwork
 from stream.phases import Phase, may_cancel
-from stream.preflight import identity
+from stream.preflight import claims, identity
 from stream.preflight.kafka import topic_names
 from stream.prepared import Prepared
 from stream.state import phase
@@ -51,9 +51,10 @@ def cancel(
 
     with ExitStack() as stack:
         old = stack.enter_context(session.connect(str(spec.old.dsn), application="slackwater cancel"))
-        new = stack.enter_context(session.connect(str(spec.new.dsn), application="slackwater cancel"))
+        new = stack.enter_context(_new(spec))
         topics = stack.enter_context(FlowTopics(spec))
         stack.enter_context(groundwork.alone(new, spec.migration))
+        _ours(spec, old, new)
         _may(spec, old, new, mark=False)
         row = control.migration(new, spec.migration)
         prepared = None if row is None else Prepared.from_json(row.prepared)
@@ -74,6 +75,29 @@ def cancel(
             failpoint(f"cancel.after_{side}")
     left = () if prepared is None else (f"the tables of new.{spec.new.schema_} stay as they are, with what was copied",)
     return Outcome(result="cancelled" if steps else "already", steps=tuple(steps), left=left)
+
+
+def _new(spec: Spec) -> Connection:
+    """A session on new; where new is gone for good, what is left on old has to be removed by hand."""
+    try:
+        return session.connect(str(spec.new.dsn), application="slackwater cancel")
+    except Unavailable as error:
+        name = slot_name(spec.migration, Direction.FORWARD)
+        raise Unavailable(
+            error.cause,
+            hint=f"{error.hint}. If new is gone for good, run on old: select pg_drop_replication_slot('{name}');"
+            f" drop publication {name}; delete from slackwater.turn where migration = '{spec.migration}'",
+        ) from error
+
+
+def _ours(spec: Spec, old: Connection, new: Connection) -> None:
+    """Refused where the slot or the publication of this name is another migration's."""
+    problems = claims.foreign(spec, old, new)
+    if problems:
+        raise Refused(
+            f"what is called {spec.migration} here is not this migration",
+            reasons=tuple(str(problem) for problem in problems),
+        )
 
 
 def _may(spec: Spec, old: Connection, new: Connection, *, mark: bool) -> None:

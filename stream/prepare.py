@@ -203,7 +203,8 @@ def _stand(work: Work, plan: Plan, outputs: dict[str, dict[str, str]], before: P
         work.done(f"{len(made)} topics: {preflight.listed(made)}")
     failpoint("prepare.after_topics")
     name = slot_name(spec.migration, FORWARD)
-    if slots.ensure_publication(work.old, name, [(plan.source_schema, table) for table in plan.sources]):
+    published = [(plan.source_schema, table) for table in plan.sources]
+    if slots.ensure_publication(work.old, name, published, feeding=catalog.server(work.new).identity):
         work.done(f"publication {name}: {preflight.listed(plan.sources)}")
     failpoint("prepare.after_publication")
     server = catalog.server(work.old)

@@ -121,6 +121,11 @@ class Server:
     encoding: str
 
     @property
+    def identity(self) -> str:
+        """The database among all of the world's, as far as PostgreSQL itself can tell: cluster, then database."""
+        return f"{self.system_id}/{self.database_oid}"
+
+    @property
     def major(self) -> int:
         return self.version // 10_000
 

@@ -24,6 +24,9 @@ Relation = tuple[str, str]
 """(schema, name)."""
 
 
+_FEEDS = "slackwater: feeds "
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
     """A publication as the catalog has it."""
@@ -70,8 +73,28 @@ def publication(conn: Connection, name: str) -> Publication | None:
     )
 
 
-def ensure_publication(conn: Connection, name: str, tables: Iterable[Relation], *, patience_s: float = 120.0) -> bool:
+def feeds(conn: Connection, name: str) -> str | None:
+    """Whom the publication's maker wrote it for (`ensure_publication`); None where there is none, or nothing said."""
+    with translated(f"cannot read publication {name}"):
+        row: Any = conn.execute(
+            "select pg_catalog.obj_description(p.oid, 'pg_publication')"
+            " from pg_catalog.pg_publication p where p.pubname = %s",
+            (name,),
+        ).fetchone()
+    return None if row is None or row[0] is None else row[0].removeprefix(_FEEDS)
+
+
+def ensure_publication(
+    conn: Connection,
+    name: str,
+    tables: Iterable[Relation],
+    *,
+    feeding: str | None = None,
+    patience_s: float = 120.0,
+) -> bool:
     """Make the publication, or add the tables that it lacks; True when anything changed. It never loses a table here.
+
+    `feeding` names the database that it is for, in the publication's comment, from its first moment on.
 
     Every added table is locked SHARE ROW EXCLUSIVE in the same transaction, one table at a time: without the lock the
     rows of a transaction that was open then are lost. Errors: Contended; Halt when somebody altered the publication.
@@ -85,6 +108,12 @@ def ensure_publication(conn: Connection, name: str, tables: Iterable[Relation], 
                     sql.Identifier(name), sql.SQL(", ").join(map(_only, wanted))
                 )
             )
+            if feeding is not None:
+                conn.execute(
+                    sql.SQL("comment on publication {} is {}").format(
+                        sql.Identifier(name), sql.Literal(_FEEDS + feeding)
+                    )
+                )
         return True
     if present.all_tables or present.filtered or not present.via_root or present.operations != "iudt":
         raise Halt(

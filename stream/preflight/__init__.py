@@ -14,7 +14,7 @@ from schemas.plan import Plan
 from schemas.resolve import resolve
 from schemas.spec import Spec
 from schemas.table import Table
-from stream.preflight import bindings, ddl, identity, kafka, server, tables
+from stream.preflight import bindings, claims, ddl, identity, kafka, server, tables
 from stream.preflight.finding import Finding, Findings, Severity, listed
 from stream.prepared import Prepared, plan_of
 from stream.topics import FlowTopics
@@ -64,6 +64,8 @@ def examine(
     _apart(spec, old, new, found)
     _creates(old, Side.OLD, found)
     _creates(new, Side.NEW, found)
+    for problem in claims.foreign(spec, old, new):
+        found.problem("name_taken", problem.cause, problem.remedy, problem.where)
     slot = slots.slot(old, slot_name(spec.migration, Direction.FORWARD))
     server.source(old, str(spec.old.dsn), Side.OLD, 0 if slot is not None else 1, found)
     if before is not None and (slot is None or slot.wal_status == "lost"):

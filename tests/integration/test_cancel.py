@@ -6,9 +6,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from connectors.kafka.topics import Topics
-from schemas.errors import Contended, Refused
+from schemas.errors import Contended, Refused, Unavailable
 from tests.fixtures.preparing import NotConfirmed, Shop
 from tests.integration.test_prepare import run
 
@@ -160,3 +161,11 @@ def test_what_somebody_built_on_the_control_schema_is_not_dropped(shop: Shop) ->
     assert any("app.whose" in reason for reason in refused.value.reasons)
     shop.on_new("drop view app.whose")
     assert shop.cancel().result == "cancelled"
+
+
+def test_where_new_is_gone_for_good_the_way_out_is_told(shop: Shop) -> None:
+    shop.prepare()
+    gone = shop.with_(new=make_conninfo(shop.new, dbname="gone_for_good"))
+    with pytest.raises(Unavailable) as error:
+        gone.cancel()
+    assert f"pg_drop_replication_slot('{shop.slot}')" in error.value.hint

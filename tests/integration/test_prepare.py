@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from schemas.direction import Direction
 from schemas.errors import Contended, Refused, SlotLost
 from schemas.position import ZERO, Position
 from stream import prepared as documents
-from tests.fixtures.preparing import NotConfirmed, Shop
+from tests.fixtures.preparing import NEW, OLD, NotConfirmed, Shop
 from tests.fixtures.running import end, started_with
 
 
@@ -157,6 +158,39 @@ def test_two_migrations_side_by_side(shop: Shop) -> None:
     assert second.prepare().result == "prepared"
     assert shop.prepare().result == "already"
     assert second.cancel().result == "cancelled"
+    assert shop.prepare().result == "already"
+
+
+def test_a_name_that_is_in_use_for_another_new_database_is_refused(
+    shop: Shop, make_database: Callable[[str], str]
+) -> None:
+    """Neither prepare nor cancel touches the slot of a migration that has the same name and another new side."""
+    shop.prepare()
+    elsewhere = shop.with_(new=make_database("elsewhere"), prefix=shop.prefix + "x")
+    elsewhere.on_new(NEW)
+    [(before,)] = shop.on_old("select confirmed_flush_lsn from pg_replication_slots where slot_name = %s", shop.slot)
+    with pytest.raises(Refused) as refused:
+        elsewhere.prepare()
+    assert any("already feeds another new database" in reason for reason in refused.value.reasons)
+    with pytest.raises(Refused, match="not this migration"):
+        elsewhere.cancel()
+    [(after,)] = shop.on_old("select confirmed_flush_lsn from pg_replication_slots where slot_name = %s", shop.slot)
+    assert before == after
+    assert shop.prepare().result == "already"
+
+
+def test_a_name_that_is_in_use_in_another_old_database_is_refused(
+    shop: Shop, make_database: Callable[[str], str]
+) -> None:
+    shop.prepare()
+    elsewhere = shop.with_(old=make_database("elsewhere"), new=make_database("there"), prefix=shop.prefix + "x")
+    elsewhere.on_old(OLD)
+    elsewhere.on_new(NEW)
+    with pytest.raises(Refused) as refused:
+        elsewhere.prepare()
+    assert any("of the same name in database" in reason for reason in refused.value.reasons)
+    with pytest.raises(Refused, match="not this migration"):
+        elsewhere.cancel()
     assert shop.prepare().result == "already"
 
 
