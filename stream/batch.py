@@ -58,6 +58,7 @@ class Folding:
 
     def __init__(self, engine: Engine) -> None:
         self.keys = {name: stage.key for name, stage in engine.stages.items()}
+        self._feeding = {name: stage.feeding for name, stage in engine.stages.items()}
         self._keyless = {x.mapping.sources[0] for x in engine.loads.values() if not x.mapping.key}
 
     def work(self) -> Work:
@@ -76,7 +77,7 @@ class Folding:
             elif table in self._keyless:
                 work.keyless.setdefault(table, []).append(change)
             else:
-                work.tables[table] = Folded(key=self.keys[table])
+                work.tables[table] = Folded(key=self.keys[table], feeding=self._feeding[table])
                 work.tables[table].add(change)
 
 

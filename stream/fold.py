@@ -34,9 +34,16 @@ class Row:
 
 @dataclass(slots=True)
 class Folded:
-    """One source table's changes: rows by final key, rows that went away, and whether it was truncated first."""
+    """One source table's changes: rows by final key, rows that went away, and whether it was truncated first.
+
+    `gone` also holds every image that a row had and left behind in between. A backfill chunk whose snapshot lies inside
+    these changes has brought such an image to the target under a key that is neither the row's first nor its last;
+    where none did, nothing is there to delete. `feeding` are the columns beside the key that decide which target rows
+    an image feeds.
+    """
 
     key: tuple[str, ...]
+    feeding: frozenset[str] = frozenset()
     truncated: bool = False
     rows: dict[Key, Row] = field(default_factory=dict)
     gone: list[Row] = field(default_factory=list)
@@ -86,9 +93,11 @@ class Folded:
             missing = frozenset(change.missing) if change.missing else _NONE
             row = Row(old_key, change.before, after, missing, change.position)
         else:
+            earlier = row.after
+            assert earlier is not None
+            if (old_key != new_key and old_key != row.origin) or self._feeds_others(earlier, after):
+                self._left(row, old_key)
             if change.missing:
-                earlier = row.after
-                assert earlier is not None
                 for name in change.missing:
                     if name in earlier and name not in row.missing:
                         after[name] = earlier[name]
@@ -105,21 +114,32 @@ class Folded:
         row = self.rows.pop(key, None)
         if row is None:
             row = Row(key, change.before, None, _NONE, change.position)
+        elif key != row.origin or self.feeding:
+            self._left(row, key)
         row.after = None
         row.position = change.position
         if row.origin is not None:
             self.gone.append(row)
 
+    def _left(self, row: Row, key: Key) -> None:
+        """The row as it is now becomes one that may have to be deleted."""
+        self.gone.append(Row(key, row.after, None, _NONE, row.position))
+
+    def _feeds_others(self, earlier: Image, after: Image) -> bool:
+        return any(earlier.get(c) != after.get(c) for c in self.feeding)
+
 
 _NONE: frozenset[str] = frozenset()
 
 
-def fold(changes: Iterable[Change], keys: dict[str, tuple[str, ...]]) -> dict[str, Folded]:
-    """Fold changes in position order, by source table. `keys` names the columns that identify a row of each table."""
+def fold(
+    changes: Iterable[Change], keys: dict[str, tuple[str, ...]], feeding: dict[str, frozenset[str]]
+) -> dict[str, Folded]:
+    """Fold changes in position order, by source table. `keys` and `feeding` are each table's, as `Folded` has them."""
     tables: dict[str, Folded] = {}
     for change in changes:
         folded = tables.get(change.table)
         if folded is None:
-            folded = tables[change.table] = Folded(key=keys[change.table])
+            folded = tables[change.table] = Folded(key=keys[change.table], feeding=feeding[change.table])
         folded.add(change)
     return tables

@@ -64,6 +64,11 @@ class Stage:
     moves_alone: bool  # a row whose key changed is a part of its own even when it lacks nothing
 
     @property
+    def feeding(self) -> frozenset[str]:
+        """The watched columns beside the key."""
+        return self.watched - set(self.key)
+
+    @property
     def new(self) -> str:
         return f"pg_temp.slackwater_new_{self.number}"
 

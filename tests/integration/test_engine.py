@@ -9,9 +9,8 @@ import pytest
 
 from schemas.errors import RowRejected
 from schemas.position import Lsn
-from stream.fold import fold
 from tests.fixtures.databases import Databases
-from tests.fixtures.tape import Tape
+from tests.fixtures.tape import Tape, folded
 
 OLD = """
 create table customers (id integer primary key, nm text not null, email text, street text, city text, doc text);
@@ -160,8 +159,7 @@ def test_a_replay_writes_nothing(tape: Tape) -> None:
     changes = tape.read()
     for expected in (True, False):
         tape.engine.begin(holder="test", lock="exclusive")
-        keys = {name: stage.key for name, stage in tape.engine.stages.items()}
-        tape.engine.apply(fold(changes, keys), applied_lsn=Lsn(1 << 60))
+        tape.engine.apply(folded(tape.engine, changes), applied_lsn=Lsn(1 << 60))
         assert (tape.engine.written > 0) is expected
         tape.engine.commit()
     tape.agrees()
@@ -177,14 +175,14 @@ def test_unique_values_that_move_between_rows(databases: Databases) -> None:
     tape.old.execute("insert into t values (1, 1), (2, 2), (3, 3)")
     tape.advance()
     tape.old.execute("update t set u = u % 3 + 1")
-    folded = fold(tape.read(), {"t": ("id",)})
+    batch = folded(tape.engine, tape.read())
     tape.engine.begin(holder="test", lock="exclusive")
     with pytest.raises(RowRejected) as caught:
-        tape.engine.apply(folded, applied_lsn=Lsn(0))
+        tape.engine.apply(batch, applied_lsn=Lsn(0))
     tape.engine.abandon()
     assert caught.value.sqlstate == "23505"
     tape.engine.begin(holder="test", lock="exclusive")
-    tape.engine.apply(folded, swap={"t"}, applied_lsn=Lsn(0))
+    tape.engine.apply(batch, swap={"t"}, applied_lsn=Lsn(0))
     tape.engine.commit()
     tape.agrees()
     tape.close()
