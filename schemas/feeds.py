@@ -27,6 +27,7 @@ class Instance:
     table: str
     known: Mapping[Place, str]
     active: frozenset[int]
+    own: int = -1  # its relation, where it stands in that scope itself
     blocked: bool = False
 
 
@@ -45,7 +46,9 @@ def _seen_from_outside(shape: Shape) -> Shape:
 class Deriver:
     """Feeds of one shape."""
 
-    def __init__(self, shape: Shape, tables: Mapping[str, Table]) -> None:
+    def __init__(self, shape: Shape, tables: Mapping[str, Table], mirrors: Mapping[str, str]) -> None:
+        """`mirrors` are the mirrors' names as SQL: a feed names its own table's, where it reads both."""
+        self.mirrors = mirrors
         self.tables = tables
         self.shape = _seen_from_outside(shape) if shape.branches else shape
         self._kinds = {
@@ -68,7 +71,8 @@ class Deriver:
         for relation in shape.relations:
             if relation.table is not None:
                 known = {p: i.origin[1] for i in relation.items.values() if (p := i.place) and i.origin}
-                found.append(Instance(table=relation.table, known=known, active=frozenset({relation.id})))
+                here = frozenset({relation.id})
+                found.append(Instance(table=relation.table, known=known, active=here, own=relation.id))
             elif relation.shape is not None:
                 found += self._outside(relation.shape, relation.id, relation.order)
         for nested in shape.nested:
@@ -135,7 +139,7 @@ class Deriver:
                     if a in known and b not in known and self.same(a, b):
                         known[b] = known[a]
                         changed = True
-        return Instance(table=instance.table, known=known, active=frozenset(active & own))
+        return replace(instance, known=known, active=frozenset(active & own))
 
     def usable(self, shape: Shape, active: set[int]) -> list[Equality]:
         """The equalities that hold where the relations `active` are there; `active` grows by what they imply."""
@@ -197,7 +201,7 @@ class Deriver:
         """A query from the instance's rows over further tables to the owner, and the columns read of the instance."""
         if instance.blocked or self.shape.branches or self.shape.recursive or self.shape.open:
             return None
-        tables = {r.id: r for r in self.shape.relations if r.table is not None and r.table != instance.table}
+        tables = {r.id: r for r in self.shape.relations if r.table is not None and r.id != instance.own}
         active = set(instance.active)
         usable = self.usable(self.shape, active)
         spelled = {p: f"f.{quote(c)}" for p, c in instance.known.items()}
@@ -226,9 +230,13 @@ class Deriver:
             return None
         said = " ".join([*conditions, *filter(None, owners)])
         used = {c for c in instance.known.values() if f"f.{quote(c)}" in said}
-        names = ", ".join(f"{quote(str(tables[n].table))} {alias}" for n, alias in visited.items())
+        names = ", ".join(f"{self._named(str(tables[n].table), instance)} {alias}" for n, alias in visited.items())
         query = f"select {', '.join(filter(None, owners))} from {quote(instance.table)} f, {names}"
         return f"{query} where {' and '.join(dict.fromkeys(conditions))}", frozenset(used)
+
+    def _named(self, table: str, instance: Instance) -> str:
+        """A further table of a path; the instance's own name is bound to its changed rows, so the mirror is meant."""
+        return self.mirrors[table] if table == instance.table else quote(table)
 
     def _spelled(self, output: Item, spelled: Mapping[Place, str]) -> str | None:
         for place in output.places:

@@ -13,7 +13,7 @@ class Output:
     """One mapped target column. `expression` is its SQL over the source columns, for people to read.
 
     `deps` are the source columns it is computed from; `plain` is the single column it is a bare copy of, if it is.
-    `cast` asks for an explicit cast to the target's type without a length: a text output that meets a target that is not text.
+    `cast` asks for an explicit cast to the target's type without a length: text that meets a target that is not text.
     """
 
     name: str
@@ -28,7 +28,8 @@ class Feed:
     """How a changed row of `source` finds the owners of the target rows that it feeds.
 
     `query` selects the owner columns, in order, from `source` by its unqualified name; the engine binds that name to
-    staged images, and every other relation in it to its mirror. `restrict`, where known, are expressions over `source`'s
+    staged images, and every other relation in it to its mirror. (Where a table is joined to itself, the query names
+    that table's mirror itself, with its schema.) `restrict`, where known, are expressions over `source`'s
     columns that equal the owner columns: they bound the recomputation to the owners touched.
     """
 

@@ -224,9 +224,17 @@ def _agrees(given: str | list[str], owner: list[str], outputs: Mapping[str, Item
 
 
 def of_join(
-    draft: Draft, shape: Shape, sources: Mapping[str, Table], target: Table, key: tuple[str, ...]
+    draft: Draft,
+    shape: Shape,
+    sources: Mapping[str, Table],
+    target: Table,
+    key: tuple[str, ...],
+    mirrors: Mapping[str, str],
 ) -> Owner | None:
-    """The owner of the rows of a join or an aggregate. None, with the draft's problems, when feeds cannot be found."""
+    """The owner of the rows of a join or an aggregate. None, with the draft's problems, when feeds cannot be found.
+
+    `mirrors` are the names of the sources' mirrors, as SQL.
+    """
     if not key:
         draft.refuse(
             f"{draft.target} has no key in new, and its rows are made of several old rows",
@@ -241,7 +249,7 @@ def of_join(
             "add a column of an old table to the key",
         )
         return None
-    deriver = Deriver(shape, sources)
+    deriver = Deriver(shape, sources, mirrors)
     given = _given(draft, shape, sources, len(candidates))
     if given is None:
         return None
@@ -261,7 +269,8 @@ def of_join(
             feeds[table] = feed
     if set(feeds) != {i.table for i in instances}:
         return None
-    if not any(f.restrict for f in feeds.values()):
+    pushed_down = not shape.gathers and all(outputs[k].origin is not None for k in owner)  # the planner does it then
+    if not any(f.restrict for f in feeds.values()) and not pushed_down:
         draft.refuse(
             f"no old table of {draft.target} holds its owner ({', '.join(owner)}) by itself, so every change would"
             " compute it whole",

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from collections.abc import Mapping as Map
 from dataclasses import dataclass
 
+from schemas.control import MIRROR_SCHEMA, mirror_name
 from schemas.coverage import forgotten, misnamed
 from schemas.direction import Direction
 from schemas.draft import Draft, copies, drafts, dropped_columns, matching, nearest
@@ -55,7 +56,8 @@ def resolve(spec: Spec, direction: Direction, sources: Tables, targets: Tables) 
         written = {d.target for d in made}
         chosen = [n for n in _copied(spec, first, targets) if n in sources and n not in written]
     made += copies(chosen, sources, targets, dropped if forward else set(), spec.place("copy"))
-    mappings = [m for d in made if (m := _mapping(d, sources, targets)) is not None]
+    mirrors = {n: qualified(MIRROR_SCHEMA, mirror_name(spec.migration, direction, n)) for n in sources}
+    mappings = [m for d in made if (m := _mapping(d, sources, targets, mirrors)) is not None]
     problems = [p for d in made for p in d.problems]
     problems += _twice(made)
     if forward:
@@ -139,7 +141,7 @@ def _unstreamable(made: Iterable[Draft], mappings: Iterable[Mapping], sources: T
     return problems
 
 
-def _mapping(draft: Draft, sources: Tables, targets: Tables) -> Mapping | None:
+def _mapping(draft: Draft, sources: Tables, targets: Tables, mirrors: Map[str, str]) -> Mapping | None:
     """The draft as a mapping; None, with the draft's problems, when it is not one."""
     shape = draft.shape
     target = targets.get(draft.target)
@@ -159,7 +161,7 @@ def _mapping(draft: Draft, sources: Tables, targets: Tables) -> Mapping | None:
     if local:
         owner = of_row(draft, shape, sources[draft.sources[0]], key)
     else:
-        owner = of_join(draft, shape, sources, target, key)
+        owner = of_join(draft, shape, sources, target, key, mirrors)
     if owner is None or draft.problems:
         return None
     touched = draft.touched | {(t, c) for t, f in owner.feeds.items() for c in f.columns}

@@ -7,6 +7,7 @@ transactions that are rolled back.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -194,6 +195,8 @@ class _Exam:
         for name, feed in self.mapping.feeds.items():
             query = f"select {casts} from (\n{bound(feed.query, bindings)}\n) x({names})"
             error = self._prepared(conn, query)
+            if error is not None and self._own_mirror(conn, name, feed.query):
+                error = self._prepared(conn, query)
             if error is None and feed.restrict is not None:
                 within = f"(select {names} from ({query}) o({names}))"
                 error = self._prepared(
@@ -205,6 +208,15 @@ class _Exam:
                     f" ({', '.join(self.mapping.owner)}): {error.message}",
                     f"write `feeds: {{{name}: ...}}` as expressions of the types of {', '.join(self.mapping.owner)}",
                 )
+
+    def _own_mirror(self, conn: Connection, name: str, query: str) -> bool:
+        """Whether a feed reads its own table's mirror by name, which now stands here in place of the one to come."""
+        named = re.search(rf'"{MIRROR_SCHEMA}"\."((?:[^"]|"")+)"', query)
+        if named is None:
+            return False
+        conn.execute(f"create schema if not exists {MIRROR_SCHEMA}".encode())
+        conn.execute(f"create table if not exists {named[0]} (like pg_temp.{quote(name)})".encode())
+        return True
 
     def _key(self, conn: Connection) -> None:
         """The key finds at most one row, and finds it: unique on the target, and never null."""

@@ -218,6 +218,11 @@ def test_feeds_are_prepared_too(sides: Sides) -> None:
     assert sides.problems(select, "spending", more="    feeds: {orders: customer_id}\n") == ""
 
 
+def test_a_table_joined_to_itself(sides: Sides) -> None:
+    select = "select a.id as customer_id, b.note from orders a left join orders b on b.id = a.customer_id"
+    assert sides.problems(select, "spending") == ""
+
+
 def test_odd_names_and_partitions(sides: Sides) -> None:
     select = 'select "Key", "select" as "user", "Date" as "When" from "Odd ""x"" Name" o where o."Key" <> \'\''
     assert sides.problems(select, "Odd Name") == ""

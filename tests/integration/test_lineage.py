@@ -194,13 +194,15 @@ def merges(kind: str, second: str, where: str) -> list[tuple[str, str]]:
         (("with n as (select uid, count(*) as n from orders group by uid), m as (select u.id, n.n from users u"
          " left join n on n.uid = u.id) select m.id as k, m.n as v from m join profiles p on p.user_id = m.id"), "k"),
         ("select u.id as k, u.email as v from users u where u.level in (select rank from profiles)", "k"),
+
+        ("select a.id as k, c.email as v from users a, users b, users c where b.id = a.level and c.id = b.level", "k"),
         (
             ("select u.id as k, o.amount as v, p.bio as w from users u left join profiles p on p.user_id = u.id"
             " and p.user_id = u.level left join orders o on o.uid = u.level"),
             "k",
         ),
         (
-            ("select coalesce(u.id, p.user_id) as k, o.amount as v from users u full join profiles p on p.user_id = u.id"
+            ("select coalesce(u.id, user_id) as k, o.amount as v from users u full join profiles p on p.user_id = u.id"
             " and p.user_id = u.level left join orders o on o.uid = u.level"),
             "k",
         ),
@@ -235,7 +237,6 @@ def mapped(text: str, key: str) -> Mapping | None:
 
 
 ASKED = {
-    "select a.id as k, b.email as v from users a left join users b on b.id = a.level",
     "select u.id as k, u.email as v from users u where u.id not in (select user_id from profiles)",
     "select o.id as k, rank() over (partition by o.uid order by o.amount, o.id) as v from orders o",
     (
@@ -297,7 +298,8 @@ def owners(m: Mapping, t: Table, image: str) -> str:
     relations = {s: f"select * from pg_temp.{s}" for s in m.sources} | {
         t.name: image.replace(" from ", " from pg_temp.")
     }
-    return f"select ({names})::text from (\n{bound(m.feeds[t.name].query, relations)}\n) x({names})"
+    query = m.feeds[t.name].query.replace(f'"slackwater_mirror"."m.f.{t.name}"', f"pg_temp.{t.name}")
+    return f"select ({names})::text from (\n{bound(query, relations)}\n) x({names})"
 
 
 def _recomputed(conn: Connection, m: Mapping, text: str, owner: str, found: set[str]) -> None:
