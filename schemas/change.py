@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 from schemas.position import Position
 
 Image = dict[str, Any]
-"""A row: column name to bool, int, float, PostgreSQL text, or None for SQL NULL. Unsent columns hold None and are named beside it."""
+"""A row: column name to bool, int, float, PostgreSQL text, or None for SQL NULL.
+
+Unsent columns hold None and are named beside it.
+"""
 
 
 class Op(StrEnum):

@@ -1,9 +1,10 @@
 """The control schema: every table slackwater keeps on the databases, as DDL.
 
 Both sides get the same schema. Rows are keyed by migration, so one migration's end never touches another's. New is the
-home of what is migration-wide (`migration`, `journal`, `pause`, `load`, `backfill_chunk`); what belongs to a direction's
-target lives on that target, in the transaction that writes the rows; a role's heartbeat lives where the role writes
-(capture: its source; apply and backfill: their target). With one database for both sides there is one of each.
+home of what is migration-wide (`migration`, `journal`, `pause`, `load`, `backfill_chunk`); what belongs to a
+direction's target lives on that target, in the transaction that writes the rows; a role's heartbeat lives where the
+role writes (capture: its source; apply and backfill: their target). With one database for both sides there is one of
+each.
 """
 
 from __future__ import annotations
@@ -91,9 +92,10 @@ create table if not exists slackwater.load (   -- one backfill: a mapping's targ
   state text not null,                 -- pending, running, indexing, done; asleep: waits for its mirrors
   barrier_xid text,                    -- xid8: no chunk starts until a snapshot's xmin is at or past it
   barrier_lsn pg_lsn,                  -- chunks from a replica need replay at or past it
-  newest_lsn pg_lsn,                   -- source LSN of the newest chunk or reread; older epochs may contradict it for a while
+  newest_lsn pg_lsn,                   -- source LSN of the newest chunk or reread; older epochs may contradict it
   snapshot text,                       -- tables without a key: pg_current_snapshot() of their one chunk
-  rows bigint not null default 0, bytes bigint not null default 0, rows_estimate bigint not null default 0, bytes_estimate bigint not null default 0,
+  rows bigint not null default 0, bytes bigint not null default 0,
+  rows_estimate bigint not null default 0, bytes_estimate bigint not null default 0,
   started_at timestamptz, done_at timestamptz,
   primary key (migration, direction, name)
 );
@@ -129,19 +131,23 @@ create table if not exists slackwater.reread (
 
 create table if not exists slackwater.role (   -- heartbeats
   migration text not null, direction text not null, role text not null,
-  pid integer not null, host text not null, state text not null,   -- starting, running, waiting, paused, halted, stopped
-  reason text, last_error jsonb, figures jsonb not null default '{}', seen_at timestamptz not null default clock_timestamp(),
+  pid integer not null, host text not null,
+  state text not null,                 -- starting, running, waiting, paused, halted, stopped
+  reason text, last_error jsonb, figures jsonb not null default '{}',
+  seen_at timestamptz not null default clock_timestamp(),
   primary key (migration, direction, role)
 );
 
 create table if not exists slackwater.pause (
-  migration text not null, what text not null, reason text, by text not null, at timestamptz not null default clock_timestamp(),
+  migration text not null, what text not null, reason text, by text not null,
+  at timestamptz not null default clock_timestamp(),
   primary key (migration, what)
 );
 
 create table if not exists slackwater.journal (
-  migration text not null, seq bigint not null, at timestamptz not null, actor text not null, remark text, host text not null,
-  step text not null, outcome text not null, detail jsonb not null default '{}', previous text not null, hash text not null,
+  migration text not null, seq bigint not null, at timestamptz not null,
+  actor text not null, remark text, host text not null, step text not null, outcome text not null,
+  detail jsonb not null default '{}', previous text not null, hash text not null,
   primary key (migration, seq)
 );
 """
@@ -157,7 +163,8 @@ begin
   select open_turn into opened from slackwater.turn where migration = TG_ARGV[0] and side = TG_ARGV[1];
   if opened >= TG_ARGV[2]::bigint then return null; end if;
   if shown <> '' and exists (
-    select from slackwater.pass where migration = TG_ARGV[0] and side = TG_ARGV[1] and hash = sha256(convert_to(shown, 'UTF8'))
+    select from slackwater.pass
+    where migration = TG_ARGV[0] and side = TG_ARGV[1] and hash = sha256(convert_to(shown, 'UTF8'))
   ) then return null; end if;
   raise exception using errcode = '25006',
     message = 'slackwater: writes moved to ' || case TG_ARGV[1] when 'old' then 'new' else 'old' end,

@@ -1,7 +1,7 @@
 """The epoch record: a run of whole source transactions, published, read and applied as one unit.
 
-Invariant: each record names its predecessor, its end LSN and, per topic-partition, where its rows end and how many there
-are; so a reader can prove that it holds all of them before it applies any.
+Invariant: each record names its predecessor, its end LSN and, per topic-partition, where its rows end and how many
+there are; so a reader can prove that it holds all of them before it applies any.
 """
 
 from __future__ import annotations

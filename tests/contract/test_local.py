@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # its own stubs
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from connectors import local
 from connectors.local.processes import Identity, until, write_identity

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ def test_every_phase_is_in_the_table() -> None:
 
 def test_the_way_of_the_design() -> None:
     way = ["planned", "prepared", "backfilling", "streaming", "armed", "switching", "switched", "switching", "armed"]
-    for current, to in zip(way, way[1:], strict=False):
+    for current, to in itertools.pairwise(way):
         require(Phase(current), Phase(to))
     require(Phase.SWITCHED, Phase.FINALIZED)
 
