@@ -5,10 +5,11 @@ Types come from PostgreSQL itself, which describes each mapping's SELECT over th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from connectors.postgres import peek
+from connectors.postgres import peek, reflection
+from connectors.postgres.reflection import NewColumn
 from connectors.postgres.session import Connection
 from schemas.bind import bound
 from schemas.draft import matching
@@ -25,6 +26,7 @@ class Proposal:
     table: str
     sql: str | None
     reason: str = ""
+    foreign_keys: str = ""  # to be added once every table is there
 
 
 def proposals(
@@ -33,20 +35,22 @@ def proposals(
     """In the order of the file: copied tables, then entries."""
     named = {entry.from_ for entry in spec.tables if entry.from_ is not None}
     copied = matching(spec.copy_, sources) - matching(spec.exclude, sources) - named
-    made = [_copy(spec, sources[name]) for name in sorted(copied) if name not in targets]
+    there = {*targets, *copied}
+    made = [_copy(spec, old, sources[name], there) for name in sorted(copied) if name not in targets]
     made += [_entry(spec, entry, old, sources) for entry in spec.tables if entry.to not in targets]
     return made
 
 
 def script(found: Iterable[Proposal]) -> str:
     """All of them as one SQL file."""
+    found = list(found)
     parts = [p.sql if p.sql is not None else f"-- {p.table}: {p.reason}\n" for p in found]
-    return "\n".join(parts)
+    return "\n".join([*parts, "".join(p.foreign_keys for p in found)])
 
 
-def _copy(spec: Spec, table: Table) -> Proposal:
-    columns = [(c.name, c.type_full, c.not_null) for c in table.columns if not c.generated]
-    return Proposal(table=table.name, sql=_create(spec.new.schema_, table.name, columns, table.key))
+def _copy(spec: Spec, old: Connection, table: Table, there: Collection[str]) -> Proposal:
+    made, keys = reflection.create_like(old, table.schema, table.name, spec.new.schema_, there)
+    return Proposal(table=table.name, sql=_noted(made, table.key), foreign_keys=keys)
 
 
 def _entry(spec: Spec, entry: TableEntry, old: Connection, sources: Mapping[str, Table]) -> Proposal:
@@ -83,10 +87,10 @@ def _shorthand(spec: Spec, entry: TableEntry, source: Table) -> str:
     return f"select {', '.join(items)} from {readable(source.name)}"
 
 
-def _create(schema: str, name: str, columns: Iterable[tuple[str, str, bool]], key: Iterable[str]) -> str:
-    lines = [f"  {readable(n)} {type_}{' not null' if required else ''}" for n, type_, required in columns]
-    names = ", ".join(map(readable, key))
-    if names:
-        lines.append(f"  primary key ({names})")
-    note = "" if names else "-- no key is known: give it a primary key\n"
-    return f"{note}create table {readable(schema)}.{readable(name)} (\n" + ",\n".join(lines) + "\n);\n"
+def _create(schema: str, name: str, columns: Iterable[tuple[str, str, bool]], key: Collection[str]) -> str:
+    made = [NewColumn(name=n, type=type_, not_null=required) for n, type_, required in columns]
+    return _noted(reflection.create_table(schema, name, made, key), key)
+
+
+def _noted(made: str, key: Collection[str]) -> str:
+    return made if key else "-- no key is known: give it a primary key\n" + made

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from fastavro.schema import SchemaParseException, UnknownType, parse_schema
 
 from connectors.kafka.client import Options, settings, translate, translated
 from connectors.kafka.topics import Topics
@@ -42,7 +43,14 @@ def open_registry(url: str | None, registry_options: Options, bootstrap: str, op
 
 
 def canonical(schema: Schema) -> str:
-    """A schema as text, the same for the same schema."""
+    """A schema as text, the same for the same schema.
+
+    Errors: Halt on what is not an Avro schema: nobody could read rows written with it.
+    """
+    try:
+        parse_schema(schema)
+    except (SchemaParseException, UnknownType) as error:
+        raise Halt(f"not an Avro schema: {error}", hint="report this: nothing was written with it") from error
     return json.dumps(schema, sort_keys=True, separators=(",", ":"))
 
 
