@@ -26,6 +26,7 @@ class Verb:
 
     name: str
     module: str
+    summary: str  # for the list of verbs: what fits beside the name
     example: str
     file: bool = True
     changes: bool = False
@@ -34,29 +35,119 @@ class Verb:
 
 VERBS = (
     Verb(
-        name="init", module="init", file=False, example='slackwater init --old "$OLD_DSN" --new "$NEW_DSN" > shop.yaml'
+        name="init",
+        module="init",
+        summary="Print a first migration.yaml for two databases",
+        file=False,
+        example='slackwater init --old "$OLD_DSN" --new "$NEW_DSN" > shop.yaml',
     ),
-    Verb(name="check", module="check", example="slackwater -c shop.yaml check"),
-    Verb(name="plan", module="plan", example="slackwater -c shop.yaml plan --ddl"),
-    Verb(name="grants", module="grants", example="slackwater -c shop.yaml grants > roles.sql"),
-    Verb(name="show", module="show", example="slackwater -c shop.yaml show customer --key 42"),
-    Verb(name="prepare", module="prepare", example="slackwater -c shop.yaml prepare", changes=True, asks=True),
-    Verb(name="run", module="run", example="slackwater -c shop.yaml run", changes=True),
-    Verb(name="status", module="status", example="slackwater -c shop.yaml status --watch"),
-    Verb(name="wait", module="wait", example="slackwater -c shop.yaml wait --for phase=streaming --timeout 3600"),
+    Verb(
+        name="check",
+        module="check",
+        summary="List everything that would stop this migration",
+        example="slackwater -c shop.yaml check",
+    ),
+    Verb(
+        name="plan",
+        module="plan",
+        summary="Show what will happen, table by table",
+        example="slackwater -c shop.yaml plan --ddl",
+    ),
+    Verb(
+        name="grants",
+        module="grants",
+        summary="Print the least privileges of each role, as SQL",
+        example="slackwater -c shop.yaml grants > roles.sql",
+    ),
+    Verb(
+        name="show",
+        module="show",
+        summary="Show old rows beside the new rows they become",
+        example="slackwater -c shop.yaml show customer --key 42",
+    ),
+    Verb(
+        name="prepare",
+        module="prepare",
+        summary="Set the migration up; again after an edit",
+        example="slackwater -c shop.yaml prepare",
+        changes=True,
+        asks=True,
+    ),
+    Verb(
+        name="run",
+        module="run",
+        summary="Run every role it needs now, or one of them",
+        example="slackwater -c shop.yaml run",
+        changes=True,
+    ),
+    Verb(
+        name="status",
+        module="status",
+        summary="Show where the migration stands",
+        example="slackwater -c shop.yaml status --watch",
+    ),
+    Verb(
+        name="wait",
+        module="wait",
+        summary="Wait for a phase, a side, or a safe cutover",
+        example="slackwater -c shop.yaml wait --for phase=streaming --timeout 3600",
+    ),
     Verb(
         name="pause",
         module="pause",
+        summary="Hold backfill, verify or apply, and say why",
         example='slackwater -c shop.yaml pause backfill --reason "the nightly report runs"',
         changes=True,
     ),
-    Verb(name="resume", module="pause", example="slackwater -c shop.yaml resume backfill", changes=True),
-    Verb(name="quarantine", module="quarantine", example="slackwater -c shop.yaml quarantine list", changes=True),
-    Verb(name="journal", module="journal", example="slackwater -c shop.yaml journal --verify"),
-    Verb(name="cancel", module="cancel", example="slackwater -c shop.yaml cancel", changes=True, asks=True),
-    Verb(name="schema", module="schema", file=False, example="slackwater schema > slackwater.schema.json"),
-    Verb(name="local", module="local", file=False, example='slackwater local up && eval "$(slackwater local env)"'),
-    Verb(name="demo", module="demo", file=False, example="slackwater demo"),
+    Verb(
+        name="resume",
+        module="pause",
+        summary="Let go on what was paused or has halted",
+        example="slackwater -c shop.yaml resume backfill",
+        changes=True,
+    ),
+    Verb(
+        name="quarantine",
+        module="quarantine",
+        summary="List, retry or waive rows that were refused",
+        example="slackwater -c shop.yaml quarantine list",
+        changes=True,
+    ),
+    Verb(
+        name="journal",
+        module="journal",
+        summary="Show who did what and when; --verify the chain",
+        example="slackwater -c shop.yaml journal --verify",
+    ),
+    Verb(
+        name="cancel",
+        module="cancel",
+        summary="End the migration and remove every trace of it",
+        example="slackwater -c shop.yaml cancel",
+        changes=True,
+        asks=True,
+    ),
+    Verb(
+        name="schema",
+        module="schema",
+        summary="Print the file's JSON Schema, for editors and CI",
+        file=False,
+        example="slackwater schema > slackwater.schema.json",
+    ),
+    Verb(
+        name="local",
+        module="local",
+        summary="Embedded PostgreSQL and Kafka: up, down, env",
+        file=False,
+        example='slackwater local up && eval "$(slackwater local env)"',
+    ),
+    Verb(
+        name="demo",
+        module="demo",
+        summary="Watch a whole migration under live load",
+        file=False,
+        example="slackwater demo",
+    ),
 )
 
 # The root of what the command line's own library calls a wrong command line; its public name differs by version.
@@ -104,7 +195,7 @@ def application(argv: list[str]) -> typer.Typer:
             bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
         ] = False,
     ) -> None:
-        """Move a live PostgreSQL application from an old schema to a new one, with a way back."""
+        """Move a live PostgreSQL application from an old schema to a new one, without stopping it."""
         invocation().config = config
 
     named = {v.name for v in VERBS} & set(argv)
@@ -121,10 +212,10 @@ def _register(app: typer.Typer, verb: Verb) -> None:
         for command in group.registered_commands:
             if command.callback is not None:
                 command.callback = _with_common(command.callback, verb)
-        app.add_typer(group, name=verb.name, epilog=f"Example: {verb.example}")
+        app.add_typer(group, name=verb.name, short_help=verb.summary, epilog=f"Example: {verb.example}")
     else:
         function = getattr(module, verb.name.replace("-", "_"))
-        app.command(verb.name, epilog=f"Example: {verb.example}")(_with_common(function, verb))
+        app.command(verb.name, short_help=verb.summary, epilog=f"Example: {verb.example}")(_with_common(function, verb))
 
 
 def _with_common(function: Callable[..., Any], verb: Verb) -> Callable[..., Any]:
