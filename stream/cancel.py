@@ -19,7 +19,7 @@ from schemas.errors import Refused, Unavailable
 from schemas.spec import Spec
 from stream import groundwork
 from stream.phases import Phase, may_cancel
-from stream.preflight import claims, identity
+from stream.preflight import claims, counted, identity
 from stream.preflight.kafka import topic_names
 from stream.prepared import Prepared
 from stream.state import phase
@@ -67,7 +67,7 @@ def cancel(
         _fences(spec, old, new, done)
         failpoint("cancel.after_fences")
         if not keep_topics and (gone := topics.delete(names)):
-            done(f"{len(gone)} topics deleted")
+            done(f"{counted(len(gone), 'topic')} deleted")
         failpoint("cancel.after_topics")
         # Old first: new's rows are what a cancel that is killed goes by when it is run again.
         for conn, side in ((old, Side.OLD), (new, Side.NEW)):
@@ -163,7 +163,7 @@ def _fences(spec: Spec, old: Connection, new: Connection, done: Callable[[str], 
     for conn, side in ((new, Side.NEW), (old, Side.OLD)):
         dropped = fence.drop(conn, spec.migration)
         if dropped:
-            done(f"fence dropped from {len(dropped)} tables of {side}")
+            done(f"fence dropped from {counted(len(dropped), 'table')} of {side}")
 
 
 def _control(spec: Spec, conn: Connection, side: Side, done: Callable[[str], None]) -> None:

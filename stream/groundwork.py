@@ -21,7 +21,7 @@ from schemas.plan import Plan
 from schemas.position import Lsn, format_lsn
 from schemas.spec import Spec
 from stream.journal import Actor, append
-from stream.preflight import ddl, identity
+from stream.preflight import counted, ddl, identity
 from stream.prepared import Prepared
 from stream.topics import FlowTopics
 
@@ -128,7 +128,7 @@ def make_types(work: Work, plan: Plan) -> None:
         for source, columns in owner_columns(plan):
             mirror.index_mirror(work.new, plan.migration, FORWARD, plan.sources[source], columns)
     if made.statements or mirrors:
-        work.done(f"mirrors: {len(mirrors)} tables, {len(made.statements)} types")
+        work.done(f"mirrors: {counted(len(mirrors), 'table')}, {counted(len(made.statements), 'type')}")
     failpoint("prepare.after_mirrors")
 
 
@@ -151,7 +151,7 @@ def make_fences(work: Work) -> None:
     tables = catalog.tables(work.new, spec.new.schema_).values()
     fenced = fence.ensure(work.new, spec.migration, Side.NEW, turn.fence_turn, tables)
     if fenced:
-        work.done(f"fence on {len(fenced)} tables of new")
+        work.done(f"fence on {counted(len(fenced), 'table')} of new")
     failpoint("prepare.after_fence")
 
 

@@ -120,7 +120,9 @@ def _source_row(report: Report, table: Table) -> tuple[str, ...]:
     else:
         to = "-> " + ", ".join(readers) if readers else "(nothing reads it)"
     mirrored = "mirrored" if table.name in report.resolution.mirrors else ""
-    return (table.name, f"~{table.rows_estimate:,} rows", size(table.bytes_estimate), to, mirrored)
+    unknown = not table.rows_estimate and table.bytes_estimate  # never analysed
+    rows = "rows unknown" if unknown else f"~{table.rows_estimate:,} rows"
+    return (table.name, rows, size(table.bytes_estimate), to, mirrored)
 
 
 def _mapping(mapping: Mapping, back: dict[str, str]) -> list[str]:

@@ -30,7 +30,7 @@ from stream.difference import Difference, Wanted, difference, wanted_loads
 from stream.groundwork import Work
 from stream.journal import Actor, append
 from stream.phases import Phase
-from stream.preflight import bindings, ddl, identity
+from stream.preflight import bindings, counted, ddl, identity
 from stream.prepared import Flow, Prepared, plan_of
 from stream.reload import reload
 from stream.topics import FlowTopics
@@ -200,7 +200,7 @@ def _stand(work: Work, plan: Plan, outputs: dict[str, dict[str, str]], before: P
     known = {} if before is None else before.forward.topic_ids
     made, ids = work.topics.ensure(plan.topics.values(), epochs, schemas, known=known)
     if made:
-        work.done(f"{len(made)} topics: {preflight.listed(made)}")
+        work.done(f"{counted(len(made), 'topic')}: {preflight.listed(made)}")
     failpoint("prepare.after_topics")
     name = slot_name(spec.migration, FORWARD)
     published = [(plan.source_schema, table) for table in plan.sources]
@@ -296,7 +296,9 @@ def _begin(work: Work, plan: Plan, prepared: Prepared) -> None:
         }
         append(work.new, plan.migration, actor=work.actor, step="prepare", detail=detail)
         failpoint("prepare.before_commit")
-    work.done(f"prepared: {len(plan.sources)} old tables streamed, {len(plan.mappings)} new tables to fill")
+    work.done(
+        f"prepared: {counted(len(plan.sources), 'old table')} streamed, {counted(len(plan.mappings), 'new table')} to fill"
+    )
 
 
 def _change(work: Work, plan: Plan, before: Prepared, prepared: Prepared, diff: Difference) -> None:
@@ -306,7 +308,7 @@ def _change(work: Work, plan: Plan, before: Prepared, prepared: Prepared, diff: 
     loads = [_load(wanted[name], barrier) for name in diff.loads_anew]
     added = [plan.topics[name] for name in plan.sources if name not in before.forward.streamed]
     reload(work.new, plan, prepared, diff, loads, work.topics.next_offsets(added), actor=work.actor)
-    work.done(f"{len(loads)} backfills to do" if loads else "the new file is recorded")
+    work.done(f"{counted(len(loads), 'backfill')} to do" if loads else "the new file is recorded")
 
 
 def _load(wanted: Wanted, barrier: chunks.Barrier) -> control.Load:

@@ -15,11 +15,11 @@ from schemas.resolve import resolve
 from schemas.spec import Spec
 from schemas.table import Table
 from stream.preflight import bindings, claims, ddl, identity, kafka, server, tables
-from stream.preflight.finding import Finding, Findings, Severity, listed
+from stream.preflight.finding import Finding, Findings, Severity, counted, listed
 from stream.prepared import Prepared, plan_of
 from stream.topics import FlowTopics
 
-__all__ = ["Finding", "Findings", "Severity", "check", "examine", "listed", "planned"]
+__all__ = ["Finding", "Findings", "Severity", "check", "counted", "examine", "listed", "planned"]
 
 
 def check(spec: Spec) -> Findings:

@@ -59,3 +59,8 @@ def listed(names: Iterable[str], most: int = 8) -> str:
     every = sorted(names)
     shown = ", ".join(every[:most])
     return shown if len(every) <= most else f"{shown} and {len(every) - most} more"
+
+
+def counted(count: int, noun: str) -> str:
+    """'1 table', '2 tables'."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

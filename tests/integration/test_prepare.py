@@ -125,7 +125,7 @@ def test_a_partition_made_later_is_fenced_by_the_next_prepare(shop: Shop) -> Non
     shop.on_new("create table app.r2 partition of app.readings for values from ('2024-01-01') to (maxvalue)")
     outcome = shop.prepare()
     assert outcome.result == "already"
-    assert outcome.steps == ("fence on 1 tables of new",)
+    assert outcome.steps == ("fence on 1 table of new",)
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
         shop.on_new("insert into app.r2 values (1, '2025-01-01', 1)")
 
