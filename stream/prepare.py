@@ -296,9 +296,8 @@ def _begin(work: Work, plan: Plan, prepared: Prepared) -> None:
         }
         append(work.new, plan.migration, actor=work.actor, step="prepare", detail=detail)
         failpoint("prepare.before_commit")
-    work.done(
-        f"prepared: {counted(len(plan.sources), 'old table')} streamed, {counted(len(plan.mappings), 'new table')} to fill"
-    )
+    streamed, filled = counted(len(plan.sources), "old table"), counted(len(plan.mappings), "new table")
+    work.done(f"prepared: {streamed} streamed, {filled} to fill")
 
 
 def _change(work: Work, plan: Plan, before: Prepared, prepared: Prepared, diff: Difference) -> None:
