@@ -3,6 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := stream connectors schemas tests
 ARGS ?=
+WORKERS ?= 4
+
+# Tests start many processes, and none of them should have to compile the sources again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test lint format bench soak venv jars clean
 
@@ -13,7 +17,7 @@ demo: .venv/ready  ## the whole story under live load, on an embedded PostgreSQL
 	$(BIN)/slackwater demo $(ARGS)
 
 test: lint  ## lint, then every test but the benchmarks and the soak
-	$(BIN)/pytest -m "not soak and not bench" --ignore=tests/bench $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m "not soak and not bench" --ignore=tests/bench $(ARGS)
 
 lint: .venv/ready  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check $(SOURCES)

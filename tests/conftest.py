@@ -1,4 +1,4 @@
-"""Fixtures come from `tests/fixtures/`, one module per concern."""
+"""Fixtures come from `tests/fixtures/`, one module per concern; here is the order in which tests run."""
 
 from __future__ import annotations
 
@@ -12,3 +12,15 @@ pytest_plugins = [
     "tests.fixtures.preparing",
     "tests.fixtures.stream",
 ]
+
+# The longest first, so that no worker is left with one of them when the others have nothing more to do.
+ORDER = ("faults", "acceptance", "integration", "contract", "unit")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        used = item._fixtureinfo.name2fixturedefs.values()
+        if any(definitions[-1].scope == "module" for definitions in used):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))  # what is made once is made by one worker
+    items.sort(key=lambda item: next((n for n, room in enumerate(ORDER) if room in item.path.parts), len(ORDER)))
