@@ -28,14 +28,13 @@ from stream.engine import Engine
 from stream.heartbeat import Heartbeat
 from stream.metrics import Metrics
 from stream.shape import Shapes
+from stream.tending import Tending
 
 log = logging.getLogger("slackwater.apply")
 
 TRANSACTION_ROWS = 20_000  # waiting epochs share a transaction up to about this many changes
 POLL_S = 0.2
 HOUSEKEEPING_S = 1.0
-KEEP_EPOCHS = 10_000
-PRUNE_S = 60.0
 
 
 class Fetched(Protocol):
@@ -288,46 +287,3 @@ class Feed:
 
 def _position(change: Change) -> Any:
     return change.position
-
-
-class Tending:
-    """What the applier does between transactions: wake mappings, prune, count what waits."""
-
-    def __init__(
-        self, engine: Engine, target: Target, metrics: Metrics, housekeeping: Callable[[Connection], None]
-    ) -> None:
-        self._engine = engine
-        self._target = target
-        self._metrics = metrics
-        self._housekeeping = housekeeping
-        self._pruned_at = 0.0
-
-    def run(self, checkpoint: Checkpoint) -> None:
-        with translated("tending the control tables"):
-            states = self._target.loads()
-            waiting = self._target.rereads()
-            self._metrics.reread(len(waiting))
-            self._metrics.quarantined(self._target.open_quarantine())
-        asleep = [name for name, state in states.items() if state.state == "asleep"]
-        for name in asleep:
-            mirrors = [f"mirror:{s}" for s in self._engine.loads[name].mapping.sources]
-            if all(
-                states[m].state == "done" and states[m].newest_lsn <= checkpoint.end_lsn for m in mirrors
-            ) and not any(load in mirrors for load, _ in waiting):
-                self._wake(name)
-        if time.monotonic() - self._pruned_at > PRUNE_S:
-            self._target.prune(KEEP_EPOCHS)
-            self._pruned_at = time.monotonic()
-        self._housekeeping(self._target.conn)
-
-    def _wake(self, name: str) -> None:
-        e = self._engine
-        e.begin(holder=f"apply.{e.plan.direction}", lock="exclusive")
-        try:
-            rows = e.wake(name)
-            failpoint("apply.before_wake")
-        except BaseException:
-            e.abandon()
-            raise
-        e.commit()
-        log.info("%s is computed from its mirrors: %d rows", name, rows)

@@ -6,10 +6,16 @@ import psycopg
 import pytest
 
 from connectors.postgres import catalog, fence, session
+from connectors.postgres.control import Checkpoint
 from schemas.direction import Side
 from schemas.errors import Contended, Halt
+from schemas.position import ZERO, Position
 from schemas.table import Table
+from stream.metrics import Metrics
+from stream.tending import Tending
+from tests.fixtures.databases import Databases
 from tests.fixtures.preparing import Shop
+from tests.fixtures.tape import Tape
 
 CLOSED = psycopg.errors.ReadOnlySqlTransaction
 
@@ -175,3 +181,23 @@ def test_odd_names(shop: Shop) -> None:
         with pytest.raises(CLOSED):
             conn.execute('insert into "A ""b"""."T;--" values (1)')
         assert ('A "b"', "T;--") in fence.drop(conn, shop.migration)
+
+
+def test_a_partition_that_is_made_later_gets_the_fence(databases: Databases) -> None:
+    tape = Tape(
+        databases,
+        "create table t (id integer primary key)",
+        "create table t (id integer primary key) partition by range (id);"
+        "create table t_a partition of t for values from (minvalue) to (100)",
+        "copy: [t]\n",
+    )
+    tending = Tending(tape.engine, tape.engine.target, Metrics("tape", "forward"), lambda _: None)
+    tape.new.execute("create table app.t_b partition of app.t for values from (100) to (maxvalue)")
+    tape.new.execute("insert into app.t_b values (100)")
+    tending.run(
+        Checkpoint(epoch=0, end_lsn=ZERO, last=Position(ZERO, 0), offsets={}, system_id="", timeline=1, slot="")
+    )
+    for table in ("t", "t_a", "t_b"):
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            tape.new.execute(f"delete from app.{table}".encode())
+    tape.close()
