@@ -4,6 +4,7 @@ BIN := .venv/bin
 SOURCES := stream connectors schemas tests
 ARGS ?=
 WORKERS ?= 4
+EXAMPLES ?= 20
 
 # Tests start many processes, and none of them should have to compile the sources again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -33,7 +34,8 @@ bench: .venv/ready  ## measures; wants the machine for itself
 	$(BIN)/pytest -m bench -s tests/bench $(ARGS)
 
 soak: .venv/ready  ## the long run
-	$(BIN)/pytest -m soak -s $(ARGS)
+	SLACKWATER_PIPE_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -m soak -s tests $(ARGS)
+	SLACKWATER_PIPE_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -s tests/faults/test_pipe.py
 
 venv: .venv/ready  ## only the virtual environment
 
