@@ -31,7 +31,7 @@ format: .venv/ready  ## what ruff can put right by itself
 	$(BIN)/ruff format $(SOURCES)
 
 bench: .venv/ready  ## measures; wants the machine for itself
-	$(BIN)/pytest -m bench -s tests/bench $(ARGS)
+	$(BIN)/python -m tests.bench $(ARGS)
 
 soak: .venv/ready  ## the long run
 	SLACKWATER_PIPE_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -m soak -s tests $(ARGS)
