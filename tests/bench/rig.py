@@ -139,6 +139,27 @@ class Rig:
         self.old.execute("insert into probe select coalesce(max(id), 0) + 1, 0 from probe")
         return str(self.one(self.old, "select pg_current_wal_flush_lsn()"))
 
+    def cpu_s(self) -> dict[str, float]:
+        """CPU seconds spent so far: each role, Kafka, and PostgreSQL's sessions by what they do for whom."""
+        pids = {process.pid: role for role, process in self.roles.items()}
+        kafka = self.servers.kafka.identity
+        if kafka is not None:
+            pids[kafka.pid] = "Kafka"
+        sessions = "select pid, backend_type, application_name from pg_stat_activity"
+        for pid, kind, application in self.old.execute(sessions.encode()).fetchall():
+            if kind == "walsender":
+                pids[pid] = "PostgreSQL, decoding"
+            elif application == f"slackwater apply {MIGRATION}.forward":
+                pids[pid] = "PostgreSQL, applying"
+            elif application != "bench":
+                pids[pid] = "PostgreSQL, the rest"
+        spent: dict[str, float] = {}
+        for pid, name in pids.items():
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                times = psutil.Process(pid).cpu_times()
+                spent[name] = spent.get(name, 0.0) + times.user + times.system
+        return spent
+
     def _watch_memory(self) -> None:
         while not self._ended.wait(0.1):
             for role, process in list(self.roles.items()):
