@@ -17,7 +17,7 @@ from connectors.postgres.session import translated
 from connectors.postgres.target import canonical, key_text
 from schemas.change import Change
 from schemas.epoch import Epoch
-from schemas.errors import RowRejected, Unavailable
+from schemas.errors import Halt, RowRejected, Unavailable
 from schemas.position import Lsn
 from stream.engine import Engine
 from stream.engine.staging import Staged
@@ -60,6 +60,7 @@ class Folding:
         self.keys = {name: stage.key for name, stage in engine.stages.items()}
         self._feeding = {name: stage.feeding for name, stage in engine.stages.items()}
         self._keyless = {x.mapping.sources[0] for x in engine.loads.values() if not x.mapping.key}
+        self._keyed = {s for x in engine.loads.values() if x.mapping.key for s in x.mapping.sources}
 
     def work(self) -> Work:
         return Work(epochs=[], changes=[], tables={}, keyless={}, offsets={})
@@ -71,14 +72,14 @@ class Folding:
         work.offsets = merged(work.offsets, offsets)
         for change in changes:
             table = change.table
-            folded = work.tables.get(table)
-            if folded is not None:
-                folded.add(change)
-            elif table in self._keyless:
+            if table in self._keyless:
                 work.keyless.setdefault(table, []).append(change)
-            else:
-                work.tables[table] = Folded(key=self.keys[table], feeding=self._feeding[table])
-                work.tables[table].add(change)
+                if table not in self._keyed:
+                    continue
+            folded = work.tables.get(table)
+            if folded is None:
+                folded = work.tables[table] = Folded(key=self.keys[table], feeding=self._feeding[table])
+            folded.add(change)
 
 
 class Batch:
@@ -99,6 +100,7 @@ class Batch:
         self._limit = quarantine_limit
         self._more = more
         self._keys = folding.keys
+        engine.owners.limit = quarantine_limit
         self._quarantined: dict[str, set[str]] = {}
         self.counted = Counter[tuple[str, str]]()  # (op, source table) of the latest write
 
@@ -153,45 +155,54 @@ class Batch:
         if not work.changes:
             return
         e = self._engine
+        e.careful = False
         swap: set[str] = set()
-        skip: dict[str, list[int]] = {}
+        fresh: set[tuple[str, str]] = set()  # (load, key) of what this part has put into quarantine
         while True:
             e.savepoint("part")
             try:
-                staged = e.stage(work.tables)
+                staged = e.stage(work.tables, straight=not self._quarantined)
                 known = self._known(staged)
-                left_out = {name: [*skip.get(name, ()), *known.get(name, ())] for name in {*skip, *known}}
-                e.settle(staged, swap=swap, skip=left_out, applied_lsn=applied_lsn)
+                e.settle(staged, swap=swap, skip=known, applied_lsn=applied_lsn)
                 for source, changes in work.keyless.items():
                     e.keyless.apply(source, changes)
-                self._join(work, staged, known)
+                self._join(work, staged, known, fresh)
                 self.counted.update((change.op, change.table) for change in work.changes)
                 return
-            except RowRejected as error:
+            except Halt as error:
                 load = e.current
                 e.back_to("part")
-                if error.sqlstate == UNIQUE_VIOLATION:
+                if not e.careful:
+                    e.careful = True  # once more, statement by statement: which load was it?
+                elif not isinstance(error, RowRejected):
+                    raise
+                elif error.sqlstate == UNIQUE_VIOLATION:
                     self._unique(load, error, swap, work)
                 else:
-                    self._isolate(load, error, work, skip)
+                    self._isolate(load, error, work, fresh, applied_lsn)
 
     # What the target refuses.
 
     def _unique(self, load: str, error: RowRejected, swap: set[str], work: Work) -> None:
         """A unique value moved between rows of the batch, or stands in a chunk that is newer than the batch."""
         e = self._engine
-        if e.replica and load not in swap and load in e.loads and e.loads[load].mapping.row_local:
+        if e.replica and load not in swap and load in e.loads and e.loads[load].mapping.key:
             swap.add(load)
             return
         state = e.states.get(load)
         newest = state.newest_lsn if state is not None else Lsn(0)
-        if work.complete and work.end_lsn < newest and len(work.changes) < MAX_FOLDED_ROWS and not work.keyless:
+        # The rest of the transaction, or of what the chunk has shown already, may free the value.
+        if (not work.complete or work.end_lsn < newest) and len(work.changes) < MAX_FOLDED_ROWS:
             further = self._more()
-            if further is not None and further.complete and not further.keyless:
-                for number, epoch in enumerate(further.epochs):
-                    changes = further.changes if number == 0 else []
-                    self._folding.add(work, epoch, changes, further.offsets)
-                return
+            if further is None:
+                raise Unavailable(
+                    f"told to stop after epoch {work.epochs[-1].epoch}, which needs those that follow it",
+                    hint="start apply again: nothing of that transaction was applied, and nothing is lost",
+                )
+            for number, epoch in enumerate(further.epochs):
+                changes = further.changes if number == 0 else []
+                self._folding.add(work, epoch, changes, further.offsets)
+            return
         raise RowRejected(
             f"{error.cause}: two rows of the new table {load} want the same unique value",
             hint="the new constraint is stricter than the old one, or the mapping merges rows: change the data on old, "
@@ -199,17 +210,30 @@ class Batch:
             sqlstate=error.sqlstate,
         ) from error
 
-    def _isolate(self, load: str, error: RowRejected, work: Work, skip: dict[str, list[int]]) -> None:
-        """Find the staged rows that the target refuses, by bisection, and set them aside."""
+    def _isolate(
+        self, load: str, error: RowRejected, work: Work, fresh: set[tuple[str, str]], applied_lsn: Lsn
+    ) -> None:
+        """Find the staged rows (of a mapping over mirrors: the owners) that the target refuses, and set them aside."""
         e = self._engine
-        if load not in e.loads or not e.loads[load].mapping.row_local or not e.loads[load].mapping.key:
+        if load not in e.loads:
             raise error
+        if not e.loads[load].mapping.key:
+            raise RowRejected(
+                f"{error.cause}: a row of a table without a key, which cannot be set aside",
+                hint="correct the mapping or the target's column or constraint, and start again; nothing was lost",
+                sqlstate=error.sqlstate,
+            ) from error
+        if not e.loads[load].mapping.row_local:
+            if load in e.owners.isolate:
+                raise error
+            e.owners.isolate.add(load)
+            return
         source = e.loads[load].mapping.sources[0]
         staged = e.stage(work.tables)
-        rows = [n for part in staged[source].parts for n in part.rows]
-        already = {*skip.get(load, ()), *self._known(staged).get(load, ())}
+        every = range(len(staged[source].keys))
+        already = set(self._known(staged).get(load, ()))
         e.savepoint("probe")
-        found = self._bisect(load, staged, [n for n in rows if n not in already], set(rows))
+        found = self._bisect(load, staged, [n for n in every if n not in already], set(every), applied_lsn)
         keys = [self._key(source, staged[source].keys[n]) for n, _ in found]
         e.back_to("part")
         if not found:
@@ -222,15 +246,15 @@ class Batch:
                 sqlstate=error.sqlstate,
             ) from error
         folded = work.tables[source]
-        order = list(folded.rows.values())
+        order = [*folded.rows.values(), *folded.gone]
         for (n, why), key in zip(found, keys, strict=True):
             e.target.quarantine(load, source, key, order[n].position, why.sqlstate, why.cause)
             self._quarantined.setdefault(load, set()).add(canonical(key))
-        skip.setdefault(load, []).extend(n for n, _ in found)
+            fresh.add((load, canonical(key)))
         log.error("%d rows of %s are in quarantine: %s", len(found), load, error.cause)
 
     def _bisect(
-        self, load: str, staged: dict[str, Staged], rows: list[int], every: set[int]
+        self, load: str, staged: dict[str, Staged], rows: list[int], every: set[int], applied_lsn: Lsn
     ) -> list[tuple[int, RowRejected]]:
         """Each row that is refused on its own, with the error."""
         if not rows:
@@ -239,13 +263,15 @@ class Batch:
         kept = set(rows)
         source = e.loads[load].mapping.sources[0]
         try:
-            e.settle({source: staged[source]}, skip={load: sorted(every - kept)}, applied_lsn=Lsn(0), only={load})
+            skip = {load: sorted(every - kept)}
+            e.settle({source: staged[source]}, skip=skip, applied_lsn=applied_lsn, only={load})
         except RowRejected as error:
             e.back_to("probe")
             if len(rows) == 1:
-                return [(rows[0], error)]
-            half = len(rows) // 2
-            return self._bisect(load, staged, rows[:half], every) + self._bisect(load, staged, rows[half:], every)
+                # Alone, it may want a value that another row is about to give up.
+                return [] if error.sqlstate == UNIQUE_VIOLATION else [(rows[0], error)]
+            halves = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+            return [found for half in halves for found in self._bisect(load, staged, half, every, applied_lsn)]
         e.back_to("probe")
         return []
 
@@ -265,7 +291,9 @@ class Batch:
                     joined.setdefault(load, []).append(n)
         return joined
 
-    def _join(self, work: Work, staged: dict[str, Staged], known: dict[str, list[int]]) -> None:
+    def _join(
+        self, work: Work, staged: dict[str, Staged], known: dict[str, list[int]], fresh: set[tuple[str, str]]
+    ) -> None:
         """Count later changes on the rows in quarantine; one that took another key stands there under that too."""
         for load, rows in known.items():
             source = self._engine.loads[load].mapping.sources[0]
@@ -273,6 +301,8 @@ class Batch:
             every = [*folded.rows.values(), *folded.gone]
             for n in rows:
                 key = self._key(source, staged[source].keys[n])
+                if (load, canonical(key)) in fresh:
+                    continue
                 error = "an earlier change of this row stands in quarantine"
                 self._engine.target.quarantine(load, source, key, every[n].position, "", error)
 

@@ -18,8 +18,11 @@ from schemas.control import ECHO_PREFIX
 from schemas.errors import Halt, PrivilegeMissing
 from schemas.plan import Plan
 from schemas.position import Lsn
+from stream.engine import direct
 from stream.engine import loads as build
+from stream.engine.direct import plain, small
 from stream.engine.keyless import Keyless
+from stream.engine.owners import Owners
 from stream.engine.partial import Partial
 from stream.engine.staging import Part, Stage, Staged
 from stream.engine.statements import DONE, Load
@@ -41,6 +44,9 @@ class Engine:
         self.plan = plan
         self.target = Target(conn, plan.migration, plan.direction)
         self.current = ""
+        self.careful = False  # wait for each statement, so that `current` is exact
+        self._pipeline: Any = None
+        self._posted: list[Any] = []
         self.written = 0
         self.states: dict[str, LoadState] = {}
         self._side = str(plan.direction.target)
@@ -59,8 +65,11 @@ class Engine:
         self.stages: dict[str, Stage] = build.stages(conn, plan)
         self.loads: dict[str, Load] = build.loads(conn, plan)
         self.order: tuple[str, ...] = build.parents_first(conn, self.loads)
+        self._texts: dict[tuple[str, str], str] = {}
+        self._direct = build.direct_sources(plan, self.stages, self.loads)
         self._partial = Partial(self)
         self.keyless = Keyless(self)
+        self.owners = Owners(self)
 
     def _become_replica(self) -> bool:
         """Whether the session may skip the target's triggers and foreign-key checks (`session_replication_role`)."""
@@ -103,6 +112,7 @@ class Engine:
                 )
             row = turn.fetchone()
             self.states = self.target.loads()
+            self.owners.begin()
         self.written = 0
         if row is None or (writing and row[0]):
             self.rollback()
@@ -165,20 +175,40 @@ class Engine:
         `swap` names loads in which a unique value moves between rows; `skip` the staged rows a load leaves out.
         Errors: RowRejected, with `current` naming the load; the caller rolls back.
         """
-        staged = self.stage(tables)
+        staged = self.stage(tables, straight=not (swap or skip))
         self.settle(staged, swap=swap, skip=skip or {}, applied_lsn=applied_lsn)
 
-    def stage(self, tables: Mapping[str, Folded]) -> dict[str, Staged]:
-        """Fill the temporary tables; empty folds stage nothing."""
+    def stage(self, tables: Mapping[str, Folded], *, straight: bool = True) -> dict[str, Staged]:
+        """Fill the temporary tables, or, if `straight`, leave them out where that can be; empty folds stage nothing."""
         staged = {}
         for name, folded in tables.items():
             if not (folded.truncated or folded.rows or folded.gone):
                 continue
-            stage = self.stage_of(name)
+            stage = self.stages[name]
             self.current = name
             with translated(f"staging {name}"):
-                staged[name] = stage.fill(self.conn, folded)
+                bare = straight and not self.careful and name in self._direct and small(folded) and plain(folded)
+                if not bare:
+                    self.stage_of(name)
+                staged[name] = stage.fill(self.conn, folded, direct=bare)
         return staged
+
+    @contextmanager
+    def _pipelined(self) -> Iterator[None]:
+        """Statements are sent without waiting for answers: an error comes late, and `current` says little then."""
+        if self.careful or self._pipeline is not None:
+            yield
+            return
+        posted: list[Any] = []
+        self._posted = posted
+        try:
+            with translated("applying"), self.conn.pipeline() as pipeline:
+                self._pipeline = pipeline
+                yield
+        finally:
+            self._pipeline = None
+            self._posted = []
+        self.written += sum(max(cursor.rowcount, 0) for cursor in posted)
 
     def settle(
         self,
@@ -193,16 +223,20 @@ class Engine:
         wanted = [self.loads[name] for name in self.order if only is None or name in only]
         touched = [x for x in wanted if not self.asleep(x.name) and any(s in staged for s in x.mapping.sources)]
         for x in touched:
-            self.prepare(x)
+            if not x.mapping.row_local or staged[x.mapping.sources[0]].direct is None:
+                self.prepare(x)
         joined = [x for x in touched if not x.mapping.row_local]
-        for load in joined:
-            self._owners_before(load, staged)
-        self._run([x for x in touched if x.is_mirror], staged, swap, skip, applied_lsn)
-        self._run([x for x in touched if not x.is_mirror and x.mapping.row_local], staged, swap, skip, applied_lsn)
-        for load in joined:
-            self._owners_after(load, staged)
-        for load in joined:
-            self._recompute(load)
+        row_local = [x for x in touched if x.mapping.row_local]
+        with self._pipelined():
+            for load in joined:
+                self._owners_before(load, staged)
+            self._run([x for x in row_local if x.is_mirror], staged, swap, skip, applied_lsn)
+            self._run([x for x in row_local if not x.is_mirror], staged, swap, skip, applied_lsn)
+            for load in joined:
+                self._owners_after(load, staged)
+            for load in joined:
+                whole = any(s in staged and staged[s].truncated for s in load.mapping.sources)
+                self.owners.recompute(load, whole=whole, swap=load.name in swap)
 
     def asleep(self, name: str) -> bool:
         """A mapping over mirrors that waits for them, or a table without a key before its chunk."""
@@ -223,60 +257,80 @@ class Engine:
         loads = [x for x in loads if x.mapping.key]
         for load in loads:
             with self.writing(load):
-                self._transform(load, staged[load.mapping.sources[0]], skip.get(load.name, ()), applied_lsn)
+                left_out = skip.get(load.name, ())
+                self._transform(load, staged[load.mapping.sources[0]], left_out, applied_lsn, swap=load.name in swap)
         for load in reversed(loads):
             with self.writing(load):
                 self._delete(load, staged[load.mapping.sources[0]], skip.get(load.name, ()))
         for load in loads:
             with self.writing(load):
                 rows = staged[load.mapping.sources[0]]
-                if rows.has_new:
+                if rows.direct is not None and rows.has_new:
+                    self._straight(load, "write", rows.direct.new)
+                elif rows.has_new:
                     moved = bool(load.unmapped) and any(p.moved for p in rows.parts)
-                    self._write(load, swap=load.name in swap, moved=moved)
+                    self.write(load, swap=load.name in swap, moved=moved)
         for load in loads:
             rows = staged[load.mapping.sources[0]]
-            if any(p.missing and not p.moved for p in rows.parts):
+            if load.name not in swap and any(p.missing and not p.moved for p in rows.parts):
                 with self.writing(load):
                     self._partial.write(load, rows, skip.get(load.name, ()))
 
-    def _transform(self, load: Load, staged: Staged, skip: Sequence[int], applied_lsn: Lsn) -> None:
+    def _transform(self, load: Load, staged: Staged, skip: Sequence[int], applied_lsn: Lsn, *, swap: bool) -> None:
+        if staged.direct is not None:
+            return
         source = load.mapping.sources[0]
         stage = self.stages[source]
         if any(p.moved for p in staged.parts):
             self._partial.move(load, staged, skip, applied_lsn)
+        if swap and any(p.missing and not p.moved for p in staged.parts):
+            self._partial.complete(load, staged, skip)
         if any(p.number == 0 for p in staged.parts):
-            self.run(load.transform({source: stage.reading(part=0, skip=skip)}), prepare=not skip)
+            self.post(load.transform({source: stage.reading(part=0, skip=skip)}), prepare=not skip)
 
     def _delete(self, load: Load, staged: Staged, skip: Sequence[int]) -> None:
+        if staged.direct is not None:
+            if staged.has_gone:
+                self._straight(load, "delete", staged.direct.old)
+            return
         if staged.truncated:
-            self.written += self.run(load.delete_all())
+            self.post(load.delete_all(), writes=True)
             return
         source = load.mapping.sources[0]
         stage = self.stages[source]
         if staged.has_gone:
-            self.run(load.collect_owners(source, {source: stage.reading_old(skip=skip)}), prepare=not skip)
+            self.post(load.collect_owners(source, {source: stage.reading_old(skip=skip)}), prepare=not skip)
         if load.leaves_gaps and staged.has_new:
             whole = {source: stage.reading(part=0, skip=skip)}
-            self.run(load.collect_owners(source, whole), prepare=not skip)
+            self.post(load.collect_owners(source, whole), prepare=not skip)
         if staged.has_gone or (load.leaves_gaps and staged.has_new):
-            self.written += self.run(load.delete_stale(), prepare=True)
+            self.post(load.delete_stale(), prepare=True, writes=True)
 
-    def _write(self, load: Load, *, swap: bool = False, moved: bool = False) -> None:
+    def write(self, load: Load, *, swap: bool = False, moved: bool = False) -> None:
         if swap or moved:
             self.keep(load)
         if swap:
-            self.run(load.take_out())
+            self.post(load.take_out())
         elif (update := load.update()) is not None:
-            self.written += self.run(update, prepare=True)
+            self.post(update, prepare=True, writes=True)
         if moved and not swap and (carry := load.carry()) is not None:
-            self.run(carry)
+            self.post(carry)
         if swap or moved:
-            self.written += self.run(load.put_back())
-        self.written += self.run(load.insert(), prepare=True)
+            self.post(load.put_back(), writes=True)
+        self.post(load.insert(), prepare=True, writes=True)
+
+    def _straight(self, load: Load, step: Literal["write", "delete"], images: direct.Images) -> None:
+        """One step of a load whose rows travel with the statement."""
+        text = self._texts.get((load.name, step))
+        if text is None:
+            stage = self.stages[load.mapping.sources[0]]
+            make = direct.write if step == "write" else direct.delete
+            text = self._texts[load.name, step] = make(load, direct.source(stage.names, stage.types))
+        self.post(text, images, prepare=True, writes=True)
 
     # Mappings that read mirrors.
 
-    def _mirrors(self, load: Load, restricted: bool) -> dict[str, str]:
+    def mirrors(self, load: Load, *, restricted: bool) -> dict[str, str]:
         """Bindings of every source to its mirror, restricted to the touched owners where a feed says how."""
         return {s: self._mirror(load, s, restricted) for s in load.mapping.sources}
 
@@ -298,7 +352,7 @@ class Engine:
                 mirror = self.loads["mirror:" + source].into
                 was = f"select m.* from {mirror} m where exists (select from {stage.old} o where {keys})"
                 if staged[source].has_old:
-                    self.run(load.collect_owners(source, self._mirrors(load, False) | {source: was}), prepare=True)
+                    self.post(load.collect_owners(source, self.mirrors(load, restricted=False) | {source: was}), prepare=True)
 
     def _owners_after(self, load: Load, staged: Mapping[str, Staged]) -> None:
         """The owners fed by the mirrors' rows as they are now, where this batch touched them."""
@@ -310,15 +364,7 @@ class Engine:
                 keys = ", ".join(f'"{k}"' for k in map(_escaped, stage.key))
                 mirror = self.loads["mirror:" + source].into
                 now = f"select m.* from {mirror} m where ({keys}) in (select {keys} from {stage.new})"
-                self.run(load.collect_owners(source, self._mirrors(load, False) | {source: now}), prepare=True)
-            if any(s in staged and staged[s].truncated for s in load.mapping.sources):
-                self.run(f"insert into {load.owners} select {load_columns(load)} from {load.into}")
-
-    def _recompute(self, load: Load) -> None:
-        with self.writing(load):
-            self.run(load.transform(self._mirrors(load, True), where_owner=True), prepare=True)
-            self.written += self.run(load.delete_stale(), prepare=True)
-            self._write(load)
+                self.post(load.collect_owners(source, self.mirrors(load, restricted=False) | {source: now}), prepare=True)
 
     def wake(self, name: str) -> int:
         """Compute a sleeping mapping from its mirrors alone and mark it done; returns the rows it has.
@@ -327,12 +373,8 @@ class Engine:
         """
         load = self.loads[name]
         self.prepare(load)
+        rows = self.owners.recompute(load, whole=True)
         with self.writing(load):
-            self.run("set local enable_hashjoin = on; set local enable_mergejoin = on")
-            rows = self.run(load.transform(self._mirrors(load, False)))
-            self.run(f"insert into {load.owners} select {load_columns(load)} from {load.into}")
-            self.run(load.delete_stale())
-            self._write(load)
             self.target.woken(name, rows)
         return rows
 
@@ -387,7 +429,9 @@ class Engine:
         staged.parts = [Part(number=0, missing=frozenset(), moved=False, entering=False, rows=())]
         names = {load}
         if x.is_mirror:
-            names |= {n for n, y in self.loads.items() if not y.mapping.row_local and source in y.mapping.sources}
+            joined = {n for n, y in self.loads.items() if not y.mapping.row_local and source in y.mapping.sources}
+            names |= joined
+            self.owners.isolate |= joined  # what one of these refuses is not the mirror's row's fault
         if not x.mapping.key:
             with self.writing(x):
                 return self.keyless.load(x)
@@ -418,8 +462,21 @@ class Engine:
         return (load.name, key) in self.target.rereads()
 
     def run(self, sql: str, *, prepare: bool = False) -> int:
-        """Execute one statement; rows affected."""
-        return max(self.conn.execute(sql, prepare=prepare).rowcount, 0)
+        """Execute one statement and wait for it; rows affected."""
+        cursor = self.conn.execute(sql, prepare=prepare)
+        if self._pipeline is not None:
+            self._pipeline.sync()
+        return max(cursor.rowcount, 0)
+
+    def post(
+        self, sql: str, parameters: Sequence[object] | None = None, *, prepare: bool = False, writes: bool = False
+    ) -> None:
+        """Execute one statement whose answer nobody needs now; `writes`: its rows count as written."""
+        cursor = self.conn.execute(sql, parameters, prepare=prepare)
+        if self._pipeline is None:
+            self.written += max(cursor.rowcount, 0) if writes else 0
+        elif writes:
+            self._posted.append(cursor)
 
     @contextmanager
     def writing(self, load: Load) -> Iterator[None]:
@@ -451,10 +508,6 @@ class Engine:
                     self.conn.execute(statement)
             self._made.add(what)
             self._making.add(what)
-
-
-def load_columns(load: Load) -> str:
-    return ", ".join(f'"{_escaped(n)}"' for n in load.mapping.owner)
 
 
 def _escaped(name: str) -> str:

@@ -127,3 +127,14 @@ def parents_first(conn: Connection, loads: dict[str, Load]) -> tuple[str, ...]:
         order += free
         left = [n for n in left if n not in order]
     return tuple(order)
+
+
+def direct_sources(plan: Plan, stages: dict[str, Stage], loads: dict[str, Load]) -> frozenset[str]:
+    """The sources whose small batches need no temporary table: all their loads are row by row and leave no gaps."""
+
+    def straight(source: str) -> bool:
+        reading = [x for x in loads.values() if source in x.mapping.sources]
+        ok = all(x.mapping.row_local and x.mapping.key and not x.leaves_gaps for x in reading)
+        return ok and source not in plan.mirrors and not stages[source].feeding
+
+    return frozenset(s for s in plan.sources if straight(s))

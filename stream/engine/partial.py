@@ -74,6 +74,32 @@ class Partial:
                     continue
             e.run(load.done_moved())
 
+    def complete(self, load: Load, staged: Staged, skip: Sequence[int]) -> None:
+        """Rows under an unchanged key: into `rows`, whole, as they are to be taken out and put back.
+
+        Before any write of the batch.
+        """
+        e = self._engine
+        stage = e.stages[load.mapping.sources[0]]
+        for part in staged.parts:
+            rows = [n for n in part.rows if n not in skip]
+            if not part.missing or part.moved or not rows:
+                continue
+            split = self.split(load, self._lacked(load, part))
+            if split is None or (part.entering and split[1]):
+                e.reread(load, staged, rows, "a value that was not sent is needed")
+                continue
+            binding = {load.mapping.sources[0]: stage.reading(part=part.number, skip=skip)}
+            e.run(load.transform(binding))
+            if load.leaves_gaps:
+                e.run(load.collect_owners(load.mapping.sources[0], binding))
+            if split[1]:
+                e.run(load.fill_staying(split[1]))
+                if absent := self._absent(load, part, rows):
+                    e.reread(load, staged, absent, "a row that is not here yet lacks values")
+                    e.run(load.drop_absent())
+            e.run(load.done_moved())
+
     def write(self, load: Load, staged: Staged, skip: Sequence[int]) -> None:
         """Rows that lack values under an unchanged key: update what was sent, leave the rest alone."""
         e = self._engine

@@ -15,6 +15,7 @@ from connectors.postgres.session import Connection
 from schemas.change import Image
 from schemas.names import quote
 from schemas.table import Table
+from stream.engine.direct import Direct, by_column
 from stream.engine.statements import PART, N, columns
 from stream.fold import Folded, Key
 
@@ -48,6 +49,7 @@ class Staged:
     has_new: bool = False
     has_old: bool = False
     has_gone: bool = False
+    direct: Direct | None = None  # set: nothing is in the temporary tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +101,8 @@ class Stage:
             tests.append(f"{N} <> all('{{{','.join(map(str, skip))}}}'::integer[])")
         return " where " + " and ".join(tests) if tests else ""
 
-    def fill(self, conn: Connection, folded: Folded) -> Staged:
-        """COPY a fold into the temporary tables."""
+    def fill(self, conn: Connection, folded: Folded, *, direct: bool = False) -> Staged:
+        """COPY a fold into the temporary tables; or keep it as arrays where it is to go `direct`."""
         staged = Staged(truncated=folded.truncated)
         new: list[list[object]] = []
         old: list[list[object]] = []
@@ -137,8 +139,12 @@ class Stage:
             staged.keys.append(row.origin)
             staged.origins.append(row.origin)
             n += 1
-        self.copy(conn, self.new, new)
-        self.copy(conn, self.old, old)
+        if direct:
+            width = len(self.names)
+            staged.direct = Direct(new=by_column(new, width), old=by_column(old, width))
+        else:
+            self.copy(conn, self.new, new)
+            self.copy(conn, self.old, old)
         staged.has_new, staged.has_old = bool(new), bool(old)
         staged.has_gone = any(image[-1] == GONE for image in old)
         staged.parts = [

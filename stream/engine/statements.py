@@ -16,6 +16,12 @@ from schemas.mapping import Mapping
 from schemas.names import qualified, quote
 from schemas.table import Table
 
+# Key types whose equal values are the same value. Of any other (numeric, interval, citext, text under some collation) a
+# key can change its image and stay equal, so that its row is matched, and the key has to be written like any column.
+EXACT = frozenset(
+    {"smallint", "integer", "bigint", "oid", "boolean", "uuid", "date", "bytea"}
+    | {"timestamp without time zone", "timestamp with time zone"}
+)
 N = "slackwater_n"  # the staged row's number in its epoch
 PART = "slackwater_part"  # 0: nothing missing; else which columns are
 DONE = "slackwater_done"  # in `rows`: a row whose key changed and that has its values; NULL for all others
@@ -141,10 +147,11 @@ class Load:
 
     # Steps 3 and 4.
 
-    def update(self, written: Collection[str] | None = None) -> str | None:
+    def update(self, written: Collection[str] | None = None, *, rows: str | None = None) -> str | None:
         """Update rows that differ in the columns written (all mapped ones by default); None when none can differ."""
         m = self.mapping
-        names = [n for n in m.columns if n not in m.key and (written is None or n in written)]
+        still = {k for k in m.key if self.table.column(k).type in EXACT}
+        names = [n for n in m.columns if n not in still and (written is None or n in written)]
         if not names:
             return None
         settable = [n for n in names if self.table.column(n).identity != "a"]
@@ -152,7 +159,7 @@ class Load:
             return None
         sets = ", ".join(f"{quote(n)} = s.{quote(n)}" for n in settable)
         return (
-            f"update {self.into} t set {sets}\nfrom {self.rows} s where {matches(m.key, 't', 's')}\n"
+            f"update {self.into} t set {sets}\nfrom {rows or self.rows} s where {matches(m.key, 't', 's')}\n"
             f"and row({columns(names, 't')})::record operator(pg_catalog.*<>) row({columns(names, 's')})::record"
         )
 
@@ -203,6 +210,21 @@ class Load:
 
     def done_moved(self) -> str:
         return f"update {self.rows} set {DONE} = 1 where {DONE} is null"
+
+    def fill_staying(self, kept: Sequence[str]) -> str:
+        """Give the rows that are not done the `kept` values that stand under their own key."""
+        sets = ", ".join(f"{quote(n)} = t.{quote(n)}" for n in kept)
+        return (
+            f"update {self.rows} r set {sets} from {self.into} t "
+            f"where r.{DONE} is null and {matches(self.mapping.key, 't', 'r')}"
+        )
+
+    def drop_absent(self) -> str:
+        """Forget the rows that are not done and have no target row."""
+        return (
+            f"delete from {self.rows} r where r.{DONE} is null "
+            f"and not exists (select from {self.into} t where {matches(self.mapping.key, 't', 'r')})"
+        )
 
     def drop_moved(self) -> str:
         return f"delete from {self.rows} where {DONE} is null"
