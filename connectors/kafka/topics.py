@@ -24,6 +24,7 @@ DEFAULT_MESSAGE_BYTES = 1_048_588
 DEFAULT_TRANSACTION_MS = 900_000
 _UNLIMITED = -1
 _MOVING_S = 5.0
+_NEW_S = 60.0  # what a busy broker may take to lead partitions that were just made
 _MOVING = {  # a partition that is new, or changes its leader; or a topic that is not there
     KafkaError._NOENT,
     KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -159,7 +160,7 @@ class Topics:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise self._translated(error.args[0], f"creating topic {name}") from error
         self._until(lambda: len(self._described([s.name for s in missing])) == len(missing), "new topics to appear")
-        self.stable_ends([(n.topic, p) for n in new for p in range(n.num_partitions)])
+        self.stable_ends([(n.topic, p) for n in new for p in range(n.num_partitions)], within_s=_NEW_S)
         return made
 
     def check(self, specs: Sequence[TopicSpec]) -> list[Problem]:
@@ -203,14 +204,17 @@ class Topics:
         self._until(lambda: not self._described(present), "topics to go away")
         return present
 
-    def stable_ends(self, parts: Iterable[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int, int]]:
+    def stable_ends(
+        self, parts: Iterable[tuple[str, int]], *, within_s: float = _MOVING_S
+    ) -> dict[tuple[str, int], tuple[int, int, int]]:
         """Per topic-partition: first offset, last stable offset, end of the log.
 
-        Below the last stable offset no transaction is open; a reader of committed records sees no further.
+        Below the last stable offset no transaction is open; a reader of committed records sees no further. A partition
+        without a leader is waited for.
         Errors: StreamGap (no such topic), Unavailable.
         """
         wanted = [TopicPartition(topic, partition) for topic, partition in parts]
-        deadline = time.monotonic() + _MOVING_S
+        deadline = time.monotonic() + within_s
         while True:
             try:
                 return self._ends(wanted)

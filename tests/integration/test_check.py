@@ -16,6 +16,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from connectors.kafka.topics import Topics, TopicSpec
+from connectors.local.processes import until
 from connectors.postgres import session
 from stream import preflight
 from stream.preflight import Finding, Severity
@@ -425,6 +426,7 @@ def test_a_topic_that_takes_small_rows_only(shop: Shop) -> None:
     admin = AdminClient({"bootstrap.servers": shop.bootstrap})
     config = {"retention.ms": "-1", "max.message.bytes": "1000"}
     admin.create_topics([NewTopic(name, num_partitions=1, config=config)])[name].result()
+    assert until(lambda: topics.partitions([name]) == {name: 1}, timeout_s=30)  # the broker hears of it later
     try:
         assert "max_message_bytes" in warnings(shop)
     finally:

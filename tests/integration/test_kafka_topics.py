@@ -6,6 +6,7 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from connectors.kafka.topics import Kind, Topics, TopicSpec
+from connectors.local.processes import until
 from schemas.errors import ConfigError, Unavailable
 from tests.fixtures.stream import Stream
 
@@ -14,6 +15,7 @@ def make(stream: Stream, name: str, partitions: int = 1, **config: str) -> None:
     admin = AdminClient({"bootstrap.servers": stream.bootstrap})
     new = NewTopic(name, num_partitions=partitions, config={k.replace("_", "."): v for k, v in config.items()})
     admin.create_topics([new])[name].result()
+    assert until(lambda: stream.topics.partitions([name]) == {name: partitions}, timeout_s=30)  # the broker hears later
 
 
 def test_what_is_made_passes_its_own_check(stream: Stream) -> None:
