@@ -6,6 +6,7 @@ field, a length never reaches past the record, and every byte is accounted for. 
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -70,6 +71,7 @@ class Decoder:
             "Position": Position,
             "FLOAT": struct.Struct("<f").unpack_from,
             "DOUBLE": struct.Struct("<d").unpack_from,
+            "NAN": math.nan,
             "BOOLEAN": {0: False, 1: True}.__getitem__,
             "OP": {b"\x02c": "c", b"\x02u": "u", b"\x02d": "d", b"\x02t": "t"},
         }
@@ -177,13 +179,16 @@ elif b == 0:
     p += 1
 else: raise Corrupt('a branch that the union does not have')"""
 
+# One object stands for every NaN: Python's are equal to nothing but themselves, PostgreSQL's to one another.
+_FLOAT = _FIXED.replace("{read}\n", "{read}\n    if v{i} != v{i}: v{i} = NAN\n")
+
 _READ = {
     "string": _STRING,
     "int": _INTEGER,
     "long": _INTEGER,
     "boolean": _FIXED.replace("{read}", "BOOLEAN(d[p + 1])").replace("{size}", "2"),
-    "float": _FIXED.replace("{read}", "FLOAT(d, p + 1)[0]").replace("{size}", "5"),
-    "double": _FIXED.replace("{read}", "DOUBLE(d, p + 1)[0]").replace("{size}", "9"),
+    "float": _FLOAT.replace("{read}", "FLOAT(d, p + 1)[0]").replace("{size}", "5"),
+    "double": _FLOAT.replace("{read}", "DOUBLE(d, p + 1)[0]").replace("{size}", "9"),
 }
 
 

@@ -49,7 +49,7 @@ class Queue:
         """The loads that wait for rows, longest first."""
         with translated("reading the reread queue"):
             rows = self._conn.execute(
-                "select load from slackwater.reread where migration = %s and direction = %s"
+                "select load from slackwater.reread where migration = %s and direction = %s and source <> ''"
                 " group by load order by min(asked_at)",
                 self._id,
             ).fetchall()
@@ -109,7 +109,7 @@ class Rereader:
     def __init__(self, session: Session, plan: Plan, *, limit: int) -> None:
         self._s = session
         self._plan = plan
-        self._limit = limit
+        self._limit = session.engine.owners.limit = limit
         self._queue = Queue(session.target, plan.migration, str(plan.direction))
         self._spaces: dict[str, KeySpace] = {}
         self._not_before: dict[str, Lsn] = {}  # loads whose rows collide, until the stream has passed this

@@ -8,17 +8,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from connectors.failpoint import failpoint
 from connectors.postgres import catalog, control, fence
 from connectors.postgres.control import Checkpoint
 from connectors.postgres.session import Connection, translated
-from connectors.postgres.target import Target
-from schemas.errors import Contended, PrivilegeMissing
+from connectors.postgres.target import Key, Target
+from schemas.errors import Contended, PrivilegeMissing, RowRejected
 from stream.engine import Engine
 from stream.metrics import Metrics
 
 log = logging.getLogger("slackwater.apply")
+
+T = TypeVar("T")
 
 KEEP_EPOCHS = 10_000
 MINUTE_S = 60.0
@@ -44,6 +47,7 @@ class Tending:
             waiting = self._target.rereads()
             self._metrics.reread(len(waiting))
             self._metrics.quarantined(self._target.open_quarantine())
+            asked = self._target.owners_asked()
         asleep = [name for name, state in states.items() if state.state == "asleep"]
         for name in asleep:
             mirrors = [f"mirror:{s}" for s in self._engine.loads[name].mapping.sources]
@@ -51,6 +55,9 @@ class Tending:
                 states[m].state == "done" and states[m].newest_lsn <= checkpoint.end_lsn for m in mirrors
             ) and not any(load in mirrors for load, _ in waiting):
                 self._wake(name)
+        for name, owners in asked.items():
+            if name not in asleep:
+                self._retry(name, owners)
         if time.monotonic() - self._looked_at > MINUTE_S:
             self._target.prune(KEEP_EPOCHS)
             self._fence()
@@ -58,16 +65,39 @@ class Tending:
         self._housekeeping(self._target.conn)
 
     def _wake(self, name: str) -> None:
+        def wake() -> int:
+            rows = self._engine.wake(name)
+            failpoint("apply.before_wake")
+            return rows
+
+        try:
+            rows = self._alone(wake)
+        except RowRejected:
+            rows = self._alone(wake, isolate=name)
+        log.info("%s is computed from its mirrors: %d rows", name, rows)
+
+    def _retry(self, name: str, owners: list[Key]) -> None:
+        """Owners in quarantine that an operator wants to see tried again."""
+        e = self._engine
+        try:
+            self._alone(lambda: e.owners.retry(e.loads[name], owners))
+        except RowRejected as error:  # not one owner's fault: nobody leaves
+            log.error("%s is refused as before: %s", name, error.cause)
+            self._alone(lambda: e.target.owners_read(name, []))
+
+    def _alone(self, work: Callable[[], T], *, isolate: str | None = None) -> T:
+        """A transaction of its own under the applier's lock."""
         e = self._engine
         e.begin(holder=f"apply.{e.plan.direction}", lock="exclusive")
         try:
-            rows = e.wake(name)
-            failpoint("apply.before_wake")
+            if isolate is not None:
+                e.owners.isolate.add(isolate)
+            done = work()
         except BaseException:
             e.abandon()
             raise
         e.commit()
-        log.info("%s is computed from its mirrors: %d rows", name, rows)
+        return done
 
     def _fence(self) -> None:
         """The fence on tables and partitions of the target that were made since it was last looked at."""

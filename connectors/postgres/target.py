@@ -162,19 +162,59 @@ class Target:
         """Canonical keys in quarantine (waived ones too), by load."""
         found: dict[str, set[str]] = {}
         for load, key in self.conn.execute(
-            "select load, key from slackwater.quarantine where migration = %s and direction = %s", self._id
+            "select load, key from slackwater.quarantine where migration = %s and direction = %s and source <> ''",
+            self._id,
         ).fetchall():
             found.setdefault(load, set()).add(canonical(key))
         return found
 
-    def quarantine(self, load: str, source: str, key: Key, at: Position, sqlstate: str, error: str) -> None:
+    def owners_apart(self) -> dict[str, list[Key]]:
+        """Owners of mappings over mirrors that are in quarantine (waived ones too), by load."""
+        found: dict[str, list[Key]] = {}
+        for load, key in self.conn.execute(
+            "select load, key from slackwater.quarantine where migration = %s and direction = %s and source = ''",
+            self._id,
+        ).fetchall():
+            found.setdefault(load, []).append(key)
+        return found
+
+    def owners_asked(self) -> dict[str, list[Key]]:
+        """Owners of mappings over mirrors that are to be computed again, by load."""
+        found: dict[str, list[Key]] = {}
+        for load, key in self.conn.execute(
+            "select load, key from slackwater.reread where migration = %s and direction = %s and source = ''",
+            self._id,
+        ).fetchall():
+            found.setdefault(load, []).append(key)
+        return found
+
+    def owners_read(self, load: str, keys: Iterable[Key]) -> None:
+        """No owner of the load is asked for any more; `keys` leave the quarantine, what stays there is open again."""
+        self.conn.execute(
+            "delete from slackwater.reread where migration = %s and direction = %s and load = %s and source = ''",
+            (*self._id, load),
+        )
+        self.conn.execute(
+            "delete from slackwater.quarantine where migration = %s and direction = %s and load = %s and source = ''"
+            " and state = 'retrying' and key in (select jsonb_array_elements(%s::jsonb))",
+            (*self._id, load, json.dumps([dict(k) for k in keys])),
+        )
+        self.conn.execute(
+            "update slackwater.quarantine set state = 'open'"
+            " where migration = %s and direction = %s and load = %s and source = '' and state = 'retrying'",
+            (*self._id, load),
+        )
+
+    def quarantine(self, load: str, source: str, key: Key, at: Position | None, sqlstate: str, error: str) -> None:
         """Set a row aside; a later change of a key that is there already is counted on it."""
+        lsn = None if at is None else format_lsn(at.commit_lsn)
+        seq = None if at is None else at.seq
         self.conn.execute(
             "insert into slackwater.quarantine as q "
             "(migration, direction, load, source, key, commit_lsn, seq, sqlstate, error) "
             "values (%s, %s, %s, %s, %s, %s, %s, %s, %s) on conflict (migration, direction, load, source, key) "
             "do update set changes = q.changes + 1, state = case q.state when 'waived' then 'open' else q.state end",
-            (*self._id, load, source, json.dumps(dict(key)), format_lsn(at.commit_lsn), at.seq, sqlstate, error),
+            (*self._id, load, source, json.dumps(dict(key)), lsn, seq, sqlstate, error),
         )
 
     def open_quarantine(self) -> int:
