@@ -352,7 +352,9 @@ class Engine:
                 mirror = self.loads["mirror:" + source].into
                 was = f"select m.* from {mirror} m where exists (select from {stage.old} o where {keys})"
                 if staged[source].has_old:
-                    self.post(load.collect_owners(source, self.mirrors(load, restricted=False) | {source: was}), prepare=True)
+                    self.post(
+                        load.collect_owners(source, self.mirrors(load, restricted=False) | {source: was}), prepare=True
+                    )
 
     def _owners_after(self, load: Load, staged: Mapping[str, Staged]) -> None:
         """The owners fed by the mirrors' rows as they are now, where this batch touched them."""
@@ -364,7 +366,9 @@ class Engine:
                 keys = ", ".join(f'"{k}"' for k in map(_escaped, stage.key))
                 mirror = self.loads["mirror:" + source].into
                 now = f"select m.* from {mirror} m where ({keys}) in (select {keys} from {stage.new})"
-                self.post(load.collect_owners(source, self.mirrors(load, restricted=False) | {source: now}), prepare=True)
+                self.post(
+                    load.collect_owners(source, self.mirrors(load, restricted=False) | {source: now}), prepare=True
+                )
 
     def wake(self, name: str) -> int:
         """Compute a sleeping mapping from its mirrors alone and mark it done; returns the rows it has.

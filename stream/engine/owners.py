@@ -64,7 +64,7 @@ class Owners:
         return rows
 
     def retry(self, load: Load, owners: Sequence[Key]) -> None:
-        """Compute owners that stand in quarantine once more; those that are refused again stay there, with the error."""
+        """Compute owners that stand in quarantine once more; those that are refused again stay there."""
         e = self._engine
         asked = set(map(canonical, owners))
         self._apart[load.name] = [k for k in self._apart.get(load.name, ()) if canonical(k) not in asked]

@@ -1,4 +1,4 @@
-"""The engine where equality is not identity, where one table feeds several kinds of mapping, and where rows are refused.
+"""The engine where equality is not identity, where one table feeds mappings of several kinds, where rows are refused.
 
 Each test is a way in which a row was once lost, doubled or left behind.
 """
@@ -160,8 +160,8 @@ def test_an_owner_that_the_target_refuses_is_set_aside_alone(fill: MakeFilling) 
         "create table c (id integer primary key, n text);"
         "insert into c values (1, 'one'), (2, 'two'), (3, 'three'); insert into o values (1, 1, 0), (2, 2, 10)",
         "create table s (id integer primary key, n text not null check (n <> 'bad'), share numeric)",
-        "drop: [o.id]\ntables:\n  - to: s\n    select: select c.id, c.n, 100 / sum(o.v) as share from c left join o on o.c = c.id"
-        " group by c.id, c.n\n    feeds: {c: id, o: c}\n",
+        "drop: [o.id]\ntables:\n  - to: s\n    select: select c.id, c.n, 100 / sum(o.v) as share from c"
+        " left join o on o.c = c.id group by c.id, c.n\n    feeds: {c: id, o: c}\n",
     )
 
     def apart() -> list[tuple[object, ...]]:
