@@ -34,6 +34,8 @@ log = logging.getLogger("slackwater.apply")
 
 TRANSACTION_ROWS = 20_000  # waiting epochs share a transaction up to about this many changes
 POLL_S = 0.2
+# An applier that is stopped inside a transaction loses its session, and with it the lock its successor waits for.
+SESSION = {"idle_in_transaction_session_timeout": "30s", "synchronous_commit": "on"}
 HOUSEKEEPING_S = 1.0
 
 
@@ -90,7 +92,7 @@ class Apply:
     def run(self, stop: threading.Event) -> None:
         """Apply until told to stop; see `stream.worker.Role`."""
         direction = str(self._plan.direction)
-        conn = connect(self._dsn, application=f"slackwater apply {self._plan.migration}.{direction}")
+        conn = connect(self._dsn, application=f"slackwater apply {self._plan.migration}.{direction}", settings=SESSION)
         control = connect(self._dsn, application=f"slackwater apply {self._plan.migration}.{direction} control")
         feed: Feed | None = None
         try:
@@ -115,7 +117,7 @@ class Apply:
             control.close()
 
     def _decoder(self, target: Target) -> Callable[[bytes], Change]:
-        """Decodes a row and checks, once per schema, that its shape is what was prepared."""
+        """Decodes a row and checks, once per schema and side of the barrier, that its shape is what was prepared."""
         with translated("reading the loads"):
             states = target.loads()
         barriers: dict[str, Lsn] = {}
@@ -126,13 +128,13 @@ class Apply:
                         barriers[source] = max(barriers.get(source, Lsn(0)), states[name].barrier_lsn)
         shapes = Shapes(self._plan, barriers)
         decode = Decoder(self._schema_of).decode
-        absent: dict[bytes, tuple[str, ...]] = {}
+        absent: dict[tuple[bytes, bool], tuple[str, ...]] = {}
 
         def decoded(value: bytes) -> Change:
             change = decode(value)
-            head = value[:5]
+            head = value[:5], change.position.commit_lsn <= barriers.get(change.table, 0)
             if head not in absent:
-                schema = self._schema_of(int.from_bytes(head[1:], "big"))
+                schema = self._schema_of(int.from_bytes(head[0][1:], "big"))
                 absent[head] = shapes.approve(schema, change.table, change.position)
             lacks = absent[head]
             if lacks and change.after is not None:

@@ -239,6 +239,9 @@ union all
 select t.relname, case w.ev_enabled when 'A' then 'rule always' when 'R' then 'rule replica' else 'rule' end, w.rulename
   from t join pg_catalog.pg_rewrite w on w.ev_class = t.oid where w.ev_type <> '1' and w.ev_enabled <> 'D'
 union all
+select t.relname, 'deferrable constraint', k.conname from t join pg_catalog.pg_constraint k on k.conrelid = t.oid
+ where k.contype in ('p', 'u', 'x') and k.condeferrable
+union all
 select t.relname, 'foreign key', k.conname from t join pg_catalog.pg_constraint k on k.conrelid = t.oid
  where k.contype = 'f' and k.conparentid = 0
 order by 1, 2, 3

@@ -73,6 +73,14 @@ def source(
             "move their content into a bytea column first, or copy them by other means",
             f"{side}.{name}",
         )
+    for name in (n for n, t in tables.items() if t.partitioned):
+        found.warning(
+            "partitions",
+            "no logical stream carries TRUNCATE, ATTACH, DETACH or DROP of a single partition: its rows would come or"
+            " go here and not on the other side",
+            "until the migration ends, DELETE the rows or truncate the whole table; attach only empty partitions",
+            f"{side}.{name}",
+        )
     for name, children in kinds["inherited by"].items():
         found.note(
             "inheritance",
@@ -142,6 +150,15 @@ def _fires(kinds: Mapping[str, Mapping[str, list[str]]], side: Side, role: surve
             f"grant set on parameter session_replication_role to {role.name} (PostgreSQL 15 or newer)",
             side,
         )
+    if role.replica:
+        for name, names in kinds["deferrable constraint"].items():
+            found.problem(
+                "deferrable_constraint",
+                f"{listed(names)} can be deferred, so a trigger checks it that a session in replica role skips: rows"
+                " that break it would be applied in silence",
+                "make it immediate until cutover (drop it, and add it without `deferrable`)",
+                f"{side}.{name}",
+            )
     for kind in firing:
         for name, names in kinds[kind].items():
             what = kind.partition(" ")[0]

@@ -304,6 +304,7 @@ def test_policies_that_would_hide_rows(shop: Shop, plain_role: str) -> None:
         ("alter table shop.profiles replica identity nothing", "", "replica_identity", "replica identity full"),
         ("alter table shop.readings_a replica identity full", "", "replica_identity", "as the table itself has it"),
         ("", "alter table app.address set unlogged", "unlogged", "set logged"),
+        ("", "alter table app.account add unique (email) deferrable", "deferrable_constraint", "immediate"),
         ("", "insert into app.account values (5)", "not_empty", 'truncate "app"."account"'),
         (
             "",
@@ -360,7 +361,7 @@ def test_what_is_good_to_know_is_told(shop: Shop) -> None:
     found = preflight.check(there.spec)
     assert found.problems == ()
     names = {f.name for f in found}
-    assert {"generated_columns", "sequences", "large_objects"} <= names
+    assert {"generated_columns", "sequences", "large_objects", "partitions"} <= names
 
 
 def test_open_transactions_are_warned_of(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
