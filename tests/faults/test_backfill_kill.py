@@ -115,7 +115,7 @@ def test_a_kill_anywhere_resumes_at_the_chunk(filling: Filling, place: str) -> N
 
 def test_a_worker_that_was_stopped_and_wakes_late_cannot_commit(filling: Filling) -> None:
     """Its session, and with it the lock that the applier waits for, goes while it is stopped."""
-    with process(filling, failpoints="backfill.mid_chunk=stop@3", idle="1s", workers=1) as stopped:
+    with process(filling, failpoints="backfill.mid_chunk=stop@3", idle="3s", workers=1) as stopped:
         wait_for(lambda: psutil.Process(stopped.pid).status() == psutil.STATUS_STOPPED)
         loaded = done(filling)
         change(filling, 1)
@@ -141,7 +141,7 @@ def test_a_worker_that_was_stopped_and_wakes_late_cannot_commit(filling: Filling
 
 def test_a_successor_starts_while_the_stopped_one_sleeps(filling: Filling) -> None:
     """The guard's session is not idle in a transaction: the successor waits until the stopped one is gone."""
-    with process(filling, failpoints="backfill.mid_chunk=stop@2", idle="1s", workers=1) as stopped:
+    with process(filling, failpoints="backfill.mid_chunk=stop@2", idle="3s", workers=1) as stopped:
         wait_for(lambda: psutil.Process(stopped.pid).status() == psutil.STATUS_STOPPED)
         with process(filling) as successor:
             change(filling, 1)
