@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 pytest.register_assert_rewrite("tests.fixtures.tape")
@@ -15,6 +17,12 @@ pytest_plugins = [
 
 # The longest first, so that no worker is left with one of them when the others have nothing more to do.
 ORDER = ("faults", "acceptance", "integration", "contract", "unit")
+
+
+def pytest_configure() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so would every program that a test interrupts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
