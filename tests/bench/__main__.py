@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import sys
 import time
@@ -124,6 +125,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one round of a fifth of the size")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name} too")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers are ended on the way out
     size, rounds = (figures.QUICK, 1) if given.quick else (figures.FULL, 3)
     started = time.monotonic()
     result = measure(size, rounds)

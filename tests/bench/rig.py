@@ -18,9 +18,11 @@ from typing import Any
 import psutil
 
 from connectors import local
+from connectors.local.processes import Identity, read_identity, write_identity
 from connectors.postgres.session import Connection, connect
 
 HERE = Path(__file__).parent
+PREFIX = "slackwater-bench-"
 MIGRATION = "bench"
 SLOT = f"slackwater_{MIGRATION}_forward"
 ROLES = ("capture", "apply", "backfill")
@@ -80,7 +82,8 @@ class Rig:
 
     def start(self, *roles: str) -> None:
         for role in roles:
-            program = [str(Path(sys.executable).with_name("slackwater")), "-c", "bench.yaml", "run", role]
+            verb = ["run", role, "--child-of", str(os.getpid())]
+            program = [str(Path(sys.executable).with_name("slackwater")), "-c", "bench.yaml", *verb]
             log = (self.folder / f"{role}.log").open("ab")
             self.roles[role] = subprocess.Popen(program, cwd=self.folder, env=self.env, stdout=log, stderr=log)
             log.close()
@@ -170,9 +173,20 @@ class Rig:
 
 @contextmanager
 def rig(say: Callable[[str], None]) -> Iterator[Rig]:
-    """A rig in a temporary folder, which is gone afterwards with everything that was started."""
-    folder = Path(tempfile.mkdtemp(prefix="slackwater-bench-"))
+    """A rig in a temporary folder, which is gone afterwards with everything that was started.
+
+    What a measurement that was killed left running is ended by the next one.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        owner = read_identity(left / "owner.json")
+        if owner is not None and not owner.alive and left.stat().st_uid == os.geteuid():
+            local.destroy(left / "servers")
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     folder.chmod(0o711)
+    owner = Identity.of(os.getpid())
+    assert owner is not None
+    write_identity(folder / "owner.json", owner)
     made: Rig | None = None
     try:
         made = Rig(folder, say)
