@@ -149,8 +149,19 @@ class Capture:
 
 
 def compare_memberships(before: dict[str, int], now: dict[str, int], publication: str) -> None:
-    """Errors: SchemaChanged when a table left the publication and came back: what happened meanwhile is lost."""
-    if again := sorted(t for t in before.keys() & now.keys() if before[t] != now[t]):
+    """Errors: SchemaChanged when rows came or went unseen: a table left the publication and came back, a partition was
+    attached, detached or dropped. (Partitions are listed as `<table>/<partition>`; new empty ones are welcome.)
+    """
+    if any("/" in t for t in before):
+        gone = sorted(t for t in before if "/" in t and before[t] not in (now.get(t), -now.get(t, 0)))
+        came = sorted(t for t in now if "/" in t and now[t] < 0 and t not in before)
+        if gone or came:
+            what = f"{gone[0]} was detached or dropped" if gone else f"{came[0]} was attached"
+            raise SchemaChanged(
+                f"partition {what}: its rows {'went' if gone else 'came'} without a change in the stream",
+                hint="undo it, or `slackwater cancel` and prepare anew; DELETE before a drop, attach empty tables only",
+            )
+    if again := sorted(t for t in before.keys() & now.keys() if "/" not in t and before[t] != now[t]):
         raise SchemaChanged(
             f"publication {publication} lost {', '.join(again)} and got it back: changes made in between are lost",
             hint="`slackwater cancel`, then prepare anew",
@@ -267,6 +278,7 @@ class Reader:
             self._announced = self._relations.announced
             memberships = self._observer.check_publication(self._task.publication, self._task.plan.sources)
             compare_memberships(self._memberships, memberships, self._task.publication)
+            self._memberships = memberships
 
     def _report(self) -> None:
         """`captured_lsn`: all that ends at or below it is in Kafka, or is not ours."""

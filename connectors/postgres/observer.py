@@ -74,6 +74,15 @@ class SlotFacts:
     confirmed: Lsn
 
 
+_PARTITIONS = """
+select pg_catalog.format('%%s.%%s', n.nspname, c.relname), c.oid, i.xmin::text = y.xmin::text
+  from pg_catalog.pg_partition_tree(%s::oid) t join pg_catalog.pg_class c on c.oid = t.relid
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace join pg_catalog.pg_type y on y.oid = c.reltype
+  join pg_catalog.pg_inherits i on i.inhrelid = c.oid
+ where t.relid <> %s::oid
+"""
+
+
 class Observer:
     """One session beside the stream. Every method may be called from any thread; each is one short query."""
 
@@ -142,6 +151,18 @@ class Observer:
         if missing := sorted(tables.keys() - found.keys()):
             listed = ", ".join(f"{tables[t].schema}.{t}" for t in missing)
             raise SchemaChanged(f"publication {name} lacks {listed}", hint=_REPREPARE)
+        return found | self._partitions([t for t in tables.values() if t.partitioned])
+
+    def _partitions(self, tables: Iterable[Table]) -> dict[str, int]:
+        """The partitions of each table, as `<table>/<partition>`: its oid, or minus it when it was attached with rows.
+
+        (A table that was born a partition has its place in the tree from the transaction that made it.)
+        """
+        found: dict[str, int] = {}
+        for table in tables:
+            with translated(f"cannot list the partitions of {table.schema}.{table.name}"):
+                rows: list[Any] = self._conn.execute(_PARTITIONS, (table.oid, table.oid)).fetchall()
+            found |= {f"{table.name}/{leaf}": int(oid) if born else -int(oid) for leaf, oid, born in rows}
         return found
 
     def snapshot(self) -> Snapshot:

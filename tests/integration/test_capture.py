@@ -259,6 +259,44 @@ def test_a_table_that_left_the_publication_and_came_back_is_noticed(rig: MakeRig
     assert "got it back" in error.cause
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("alter table p detach partition p2", "detached or dropped"),
+        ("drop table p2", "detached or dropped"),
+        (
+            (
+                "create table q (id int primary key, v text); insert into q values (201); "
+                "alter table p attach partition q for values from (200) to (300)"
+            ),
+            "was attached",
+        ),
+        ("create table p3 partition of p for values from (200) to (300)", ""),
+    ],
+)
+def test_rows_that_come_or_go_with_their_partition_halt(rig: MakeRig, change: str, said: str) -> None:
+    r = rig(
+        "create table p (id int primary key, v text) partition by range (id);"
+        "create table p1 partition of p for values from (0) to (100);"
+        "create table p2 partition of p for values from (100) to (200)",
+        "p",
+    )
+    with r.connect() as conn:
+        with r.running() as task:
+            conn.execute("insert into p values (1), (101)")
+            r.captured(task)
+        for statement in change.split("; "):
+            conn.execute(statement.encode())
+        conn.execute("insert into p values (2)")
+        if not said:
+            with r.running() as task:
+                r.captured(task)
+            return
+    error = r.run_until_it_fails()
+    assert isinstance(error, SchemaChanged)
+    assert said in error.cause
+
+
 def test_a_narrower_replica_identity_stops_the_stream(rig: MakeRig) -> None:
     r = rig(ITEM + "alter table item replica identity full", "item")
     with r.connect() as conn:
