@@ -43,7 +43,8 @@ class Fault:
         if self.action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.action == "stop":
-            os.kill(os.getpid(), signal.SIGSTOP)
+            # To this thread: one that is sent to the process may be taken by another, while this one walks on.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         elif self.action == "sleep":
             time.sleep(self.seconds)
         else:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -42,6 +43,24 @@ def test_stops_itself_until_it_is_continued() -> None:
     process.send_signal(signal.SIGCONT)
     out, _ = process.communicate(timeout=10)
     assert out == b"on\n"
+
+
+def test_a_thread_stops_at_the_very_place() -> None:
+    program = (
+        "import threading; from connectors.failpoint import failpoint\n"
+        "def work(): failpoint('here'); print('on', flush=True)\n"
+        "thread = threading.Thread(target=work); thread.start(); thread.join()"
+    )
+    for _ in range(3):  # each of them went past it nine times out of ten
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], env={**os.environ, module.VARIABLE: "here=stop"}, stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        assert select.select([process.stdout], [], [], 0)[0] == []
+        process.send_signal(signal.SIGCONT)
+        assert process.communicate(timeout=10)[0] == b"on\n"
 
 
 def test_raises_and_sleeps_where_it_is_told_and_nowhere_else() -> None:
