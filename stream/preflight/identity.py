@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from schemas.resolve import resolve
-
 from connectors.postgres import catalog
 from connectors.postgres.session import Connection
 from schemas.direction import Direction
 from schemas.names import qualified, quote
+from schemas.resolve import resolve
 from schemas.spec import Spec
 from schemas.table import Identity, Table
 from stream.journal import entries
