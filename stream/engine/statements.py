@@ -135,11 +135,19 @@ class Load:
         """Delete target rows of the owners that `rows` does not hold."""
         m = self.mapping
         there = " and ".join(f"r.{quote(k)} is not null" for k in m.key)
+        # Hashed subplans: `rows` has no index, and the session's joins are nested loops (see `Engine`). They stand
+        # where the target is not scanned yet, or the planner charges them to each lookup and reads the target whole.
+        kept = f"(select {columns(m.key, 'r')} from {self.rows} r where {there})"
+        if not self.fans_out:
+            return (
+                f"delete from {self.into} t using (select distinct {columns(m.owner, 'w')} from {self.owners} w\n"
+                f"where ({columns(m.owner, 'w')}) not in {kept}) o\nwhere {matches(m.owner, 't', 'o')}"
+            )
         return (
-            f"delete from {self.into} t using (select distinct {columns(m.owner)} from {self.owners}) o\n"
-            f"where {matches(m.owner, 't', 'o')}\n"
-            # A hashed subplan: `rows` has no index, and the session's joins are nested loops (see `Engine`).
-            f"and ({columns(m.key, 't')}) not in (select {columns(m.key, 'r')} from {self.rows} r where {there})"
+            f"delete from {self.into} t using (\n"
+            f"select {columns(m.key, 'x')} from {self.into} x, (select distinct {columns(m.owner)} from {self.owners})"
+            f" o\nwhere {matches(m.owner, 'x', 'o')} offset 0) s\n"
+            f"where ({columns(m.key, 's')}) not in {kept} and {matches(m.key, 't', 's')}"
         )
 
     def delete_all(self) -> str:
