@@ -128,9 +128,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers are ended on the way out
     size, rounds = (figures.QUICK, 1) if given.quick else (figures.FULL, 3)
     started = time.monotonic()
+    load = os.getloadavg()[0]
     result = measure(size, rounds)
     took = f"{rounds} round{'s' if rounds > 1 else ''} in {time.monotonic() - started:.0f} s"
-    shown = f"{table(result)}\n\n{machine()}; {took}"
+    shown = f"{table(result)}\n\n{machine()}; {took}; load average before it {load:.1f}"
     print(shown)
     print(json.dumps({name: round(value, 3) for name, value in result.items()}))
     if given.write:
