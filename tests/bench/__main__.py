@@ -105,8 +105,8 @@ def table(result: dict[str, float]) -> str:
     """The figures as a Markdown table."""
     lines = ["| figure | median | goal |", "| --- | ---: | --- |"]
     for name, value in result.items():
-        lines.append(f"| {name} | {value:,.2f} | {verdict(name, value)} |" if value < 100 else
-                     f"| {name} | {value:,.0f} | {verdict(name, value)} |")  # fmt: skip
+        shown = f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
+        lines.append(f"| {name.replace('|', chr(92) + '|')} | {shown} | {verdict(name, value)} |")
     return "\n".join(lines)
 
 
