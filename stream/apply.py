@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, Protocol
 
 from connectors.failpoint import failpoint
@@ -276,7 +277,7 @@ class Feed:
     def _add(self, work: Work, fetched: Fetched) -> None:
         decode = self._decode
         changes = [decode(value) for value in fetched.rows]
-        changes.sort(key=_position)
+        changes.sort(key=attrgetter("position"))
         epoch = fetched.epoch
         if changes and not self._last < changes[0].position <= changes[-1].position <= epoch.last:
             raise StreamGap(
@@ -285,7 +286,3 @@ class Feed:
             )
         self._last = epoch.last
         self._folding.add(work, fetched.epoch, changes, fetched.offsets)
-
-
-def _position(change: Change) -> Any:
-    return change.position

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 
 from connectors.failpoint import failpoint
 from connectors.postgres.control import Checkpoint
@@ -167,7 +168,7 @@ class Batch:
                 for source, changes in work.keyless.items():
                     e.keyless.apply(source, changes)
                 self._join(work, staged, known, fresh)
-                self.counted.update((change.op, change.table) for change in work.changes)
+                self.counted.update(map(attrgetter("op", "table"), work.changes))
                 return
             except Halt as error:
                 load = e.current
