@@ -144,9 +144,9 @@ def main() -> int:
 HEAD = """# Figures
 
 PostgreSQL 18 and Kafka 4 run on the same cores as every role; fsync is on. Rows are about 200 bytes, transactions ten
-rows (half of them inserts, half updates); the mapping renames, lower-cases, casts text to numeric and filters. Rates are
-changed rows a second, from thawing frozen roles to the last row's commit. `CPU us/row` is the cores' time that a row
-takes end to end, by who takes it: where the time goes, however busy the machine is.
+rows (half of them inserts, half updates); the mapping renames, lower-cases, casts text to numeric and filters. Rates
+are changed rows a second, from thawing frozen roles to the last row's commit. `CPU us/row` is the cores' time that a
+row takes end to end, by who takes it: where the time goes, however busy the machine is.
 """
 
 if __name__ == "__main__":
