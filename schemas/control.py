@@ -16,6 +16,10 @@ MIRROR_SCHEMA = "slackwater_mirror"
 FENCE_TRIGGER = "slackwater_fence"
 ECHO_PREFIX = "slackwater.echo"
 TOKEN_PREFIX = "slackwater.token"
+TURN_PREFIX = "slackwater.turn"
+CANARY_TABLE = "canary"
+CANARY = f"{SCHEMA}.{CANARY_TABLE}"
+"""How the canary is named beside source tables, which have no schema in their names: none of them is called that."""
 
 
 def mirror_name(migration: str, direction: str, table: str) -> str:
@@ -127,6 +131,28 @@ create table if not exists slackwater.reread (
   key jsonb not null, reason text not null, asked_at timestamptz not null default clock_timestamp(),
   attempts integer not null default 0,
   primary key (migration, direction, load, source, key)
+);
+
+create table if not exists slackwater.canary (   -- written on new, as an application would; published in the reverse stream
+  migration text primary key, token text not null, at timestamptz not null default clock_timestamp()
+);
+
+create table if not exists slackwater.canary_seen (   -- the newest one that came through, on the direction's target
+  migration text not null, direction text not null, token text not null,
+  written_at timestamptz not null,     -- by the source's clock
+  epoch bigint not null, seen_at timestamptz not null default clock_timestamp(),
+  primary key (migration, direction)
+);
+
+create table if not exists slackwater.foreign_write (   -- rows written to a side while it was closed, on that side
+  id bigint generated always as identity primary key,
+  migration text not null, side text not null, source text not null,
+  key jsonb not null,                  -- the row's key columns; {} where it has none, or all rows of it (TRUNCATE)
+  op text not null, commit_lsn pg_lsn not null, seq bigint not null, committed_at timestamptz not null,
+  state text not null default 'open',  -- open, accepted, discarded
+  at timestamptz not null default clock_timestamp(),
+  decided_by text, reason text, decided_at timestamptz,
+  unique (migration, side, commit_lsn, seq)
 );
 
 create table if not exists slackwater.role (   -- heartbeats

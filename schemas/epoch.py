@@ -39,8 +39,9 @@ class Epoch:
     `end_lsn` is where the last transaction ends (or, for an empty epoch, up to where nothing of ours was found).
     `last` is the newest change's position. `complete` is False while a transaction continues in the next record.
     `extents` is keyed by topic, then partition. `memberships` are the catalog's ids of the tables' places in the
-    publication when it was published: a table that was dropped and added again has another. Times are seconds since
-    1970, UTC.
+    publication when it was published: a table that was dropped and added again has another. `echo`: its rows are the
+    opposite direction's work, for mirrors alone. `closed`: the source is closed to the application from its end on.
+    Times are seconds since 1970, UTC.
     """
 
     epoch: int
@@ -58,6 +59,8 @@ class Epoch:
     timeline: int = 0
     slot: str = ""
     memberships: dict[str, int] = field(default_factory=dict)
+    echo: bool = False
+    closed: bool = False
 
     def to_json(self) -> bytes:
         return json.dumps(
@@ -88,6 +91,8 @@ class Epoch:
                 "timeline": self.timeline,
                 "slot": self.slot,
                 "memberships": self.memberships,
+                "echo": self.echo,
+                "closed": self.closed,
             },
             separators=(",", ":"),
         ).encode()
@@ -120,4 +125,6 @@ class Epoch:
             timeline=doc["timeline"],
             slot=doc["slot"],
             memberships=doc.get("memberships", {}),
+            echo=doc.get("echo", False),
+            closed=doc.get("closed", False),
         )

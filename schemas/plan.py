@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from schemas.control import CANARY
 from schemas.direction import Direction
 from schemas.mapping import Mapping
 from schemas.table import Table
@@ -14,7 +15,8 @@ class Plan:
     """One direction, resolved. Tables are keyed by their unqualified names.
 
     `sources` are the streamed tables as they were prepared (the published ones); `targets` the tables written.
-    `mirrors` names the sources that are copied whole into `slackwater_mirror` on the target.
+    `mirrors` names the sources that are copied whole into `slackwater_mirror` on the target. `canary`, where the stream
+    has one, is `slackwater.canary` on the source: published, and no source of any mapping.
     """
 
     migration: str
@@ -26,6 +28,18 @@ class Plan:
     mappings: tuple[Mapping, ...]
     mirrors: tuple[str, ...]
     topics: dict[str, str]  # source table -> topic
+    canary: Table | None = None
+    canary_topic: str = ""
+
+    @property
+    def published(self) -> dict[str, Table]:
+        """Every table of the publication: the sources, and the canary under its name with its schema."""
+        return self.sources if self.canary is None else {**self.sources, CANARY: self.canary}
+
+    @property
+    def every_topic(self) -> list[str]:
+        """The topics of all that is published."""
+        return [*self.topics.values(), *([self.canary_topic] if self.canary_topic else [])]
 
     def reading(self, source: str) -> tuple[Mapping, ...]:
         """The mappings that read `source`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping as Map
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from connectors.postgres import control
@@ -32,7 +32,7 @@ class Flow:
     though no mapping may read it any more (WAL already written still holds its changes). `mirrors` are those copied
     whole to the target, `mappings` target table -> fingerprint, `outputs` target table -> output -> its type as the
     target describes it. `topics` is keyed by source table; `topic_ids` by topic, the epochs topic included.
-    `consistent_point` is where the slot begins and epoch 0 ends.
+    `consistent_point` is where the slot begins and epoch 0 ends. `canary` is `slackwater.canary` where it is published.
     """
 
     streamed: tuple[str, ...]
@@ -47,6 +47,8 @@ class Flow:
     system_id: str
     timeline: int
     consistent_point: Lsn
+    canary: Table | None = None
+    canary_topic: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +132,8 @@ def plan_for(spec: Spec, prepared: Prepared, direction: Direction) -> Plan:
     sources, targets = prepared.tables(direction)
     resolution = resolve(spec, direction, sources, targets)
     flow = prepared.flow(direction)
-    return plan_of(spec, direction, resolution, sources, targets, flow.topics, flow.outputs)
+    plan = plan_of(spec, direction, resolution, sources, targets, flow.topics, flow.outputs)
+    return replace(plan, canary=flow.canary, canary_topic=flow.canary_topic)
 
 
 def plan_of(
@@ -179,6 +182,8 @@ def _flow(doc: Map[str, Any]) -> Flow:
         system_id=doc["system_id"],
         timeline=doc["timeline"],
         consistent_point=parse_lsn(doc["consistent_point"]),
+        canary=None if doc.get("canary") is None else _table(doc["canary"]),
+        canary_topic=doc.get("canary_topic", ""),
     )
 
 

@@ -1,0 +1,39 @@
+"""What a turn writes into the WAL for capture to read: a side was closed, or opened, in the transaction that did it.
+
+JSON, like every logical message of ours that is carried along (`schemas.epoch.Message`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from schemas.direction import Side
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnMessage:
+    """`side` was closed to the application, or opened to it, with turn `turn`. The content of a `TURN_PREFIX` message."""
+
+    migration: str
+    side: Side
+    closed: bool
+    turn: int
+
+    def to_json(self) -> str:
+        doc = {"migration": self.migration, "side": self.side.value, "turn": self.turn}
+        return json.dumps({**doc, "what": "closed" if self.closed else "open"})
+
+    @classmethod
+    def from_json(cls, text: str) -> TurnMessage | None:
+        """None for anything that `to_json` did not write."""
+        try:
+            doc = json.loads(text)
+            what = doc["what"]
+            if what not in ("closed", "open"):
+                return None
+            return cls(
+                migration=str(doc["migration"]), side=Side(doc["side"]), closed=what == "closed", turn=int(doc["turn"])
+            )
+        except (ValueError, KeyError, TypeError):
+            return None
