@@ -164,6 +164,19 @@ create table if not exists slackwater.role (   -- heartbeats
   primary key (migration, direction, role)
 );
 
+create table if not exists slackwater.gate (   -- since when a gate is as it is; the forward applier keeps it, on new
+  migration text not null, direction text not null, gate text not null,
+  state text not null, since timestamptz not null default clock_timestamp(),
+  primary key (migration, direction, gate)
+);
+
+create table if not exists slackwater.finding (   -- what was found by a look too dear to be taken at every turn, on new
+  migration text not null, direction text not null, what text not null,   -- foreign_keys
+  fingerprint text not null,           -- of what was looked at: another one makes the finding worthless
+  at timestamptz not null default clock_timestamp(), seconds double precision not null, result jsonb not null,
+  primary key (migration, direction, what)
+);
+
 create table if not exists slackwater.pause (
   migration text not null, what text not null, reason text, by text not null,
   at timestamptz not null default clock_timestamp(),

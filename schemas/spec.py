@@ -24,6 +24,7 @@ from pydantic import (
 
 from schemas import spec_errors, yaml_file
 from schemas.errors import ConfigError
+from schemas.gates import Gates
 from schemas.values import Dsn, Options, Window, parse_size
 
 __all__ = ["Dsn", "Spec", "TableEntry", "Window", "json_schema", "load_spec", "parse_spec"]
@@ -112,7 +113,7 @@ class Cutover(Part):
     max_lag_s: Seconds = 5.0
     attempts: int = Field(default=10, ge=1)
     window: Window | None = None
-    gates: dict[str, Any] = Field(default_factory=dict)
+    gates: Gates = Field(default_factory=Gates, description="thresholds of single gates; false switches one off")
 
 
 class Roundtrip(Part):

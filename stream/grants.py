@@ -58,6 +58,8 @@ _CONTROL: Mapping[str, Mapping[str, str]] = {
         APPLY: "select, insert, update",
         BACKFILL: "select, insert, update",
     },
+    "gate": {CAPTURE: "select", APPLY: "select, insert, update, delete", BACKFILL: "select"},
+    "finding": {CAPTURE: "select", APPLY: "select, insert, update, delete", BACKFILL: "select"},
     "pause": {CAPTURE: "select", APPLY: "select", BACKFILL: "select"},
     "journal": {CAPTURE: "select", APPLY: "select, insert", BACKFILL: "select, insert"},
 }

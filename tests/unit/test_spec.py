@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import ConfigError
+from schemas.gates import Gates
 from schemas.spec import Spec, json_schema, load_spec, parse_spec
 from schemas.values import Window, parse_size
 
@@ -232,3 +233,28 @@ def test_sizes(text: object, size: int) -> None:
 )
 def test_windows(window: str, at: str, inside: bool) -> None:
     assert Window.parse(window).contains(datetime.fromisoformat(at).replace(tzinfo=UTC)) is inside
+
+
+def gates(text: str) -> Gates:
+    return spec(f"cutover: {{gates: {text}}}\n").cutover.gates
+
+
+def test_gates_are_switched_off_and_set() -> None:
+    given = gates("{grants: off, statistics: false, foreign_keys: {max_age_s: 60, except: [orders.fk]}, fence: true}")
+    assert not given.grants.on
+    assert not given.settings("statistics").on
+    assert (given.foreign_keys.max_age_s, given.foreign_keys.except_) == (60, ["orders.fk"])
+    assert given.fence.on
+    assert gates("{}").grants.on
+
+
+@pytest.mark.parametrize("name", ["fence", "lag", "backfill", "armed", "reread", "quarantine", "prepared"])
+def test_gates_that_rows_depend_on_stay_on(name: str) -> None:
+    for off in ("off", "false", "{on: false}"):
+        with pytest.raises(ConfigError, match=f"{name}: this gate cannot be switched off"):
+            gates(f"{{{name}: {off}}}")
+
+
+def test_a_misspelt_gate_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'foreign_keys'"):
+        gates("{foriegn_keys: off}")
