@@ -133,7 +133,7 @@ create table if not exists slackwater.reread (
   primary key (migration, direction, load, source, key)
 );
 
-create table if not exists slackwater.canary (   -- written on new, as an application would; published in the reverse stream
+create table if not exists slackwater.canary (   -- written on new as an application would; in the reverse stream
   migration text primary key, token text not null, at timestamptz not null default clock_timestamp()
 );
 

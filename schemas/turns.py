@@ -13,7 +13,7 @@ from schemas.direction import Side
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnMessage:
-    """`side` was closed to the application, or opened to it, with turn `turn`. The content of a `TURN_PREFIX` message."""
+    """`side` was closed to the application, or opened to it, with turn `turn`: what a `TURN_PREFIX` message says."""
 
     migration: str
     side: Side

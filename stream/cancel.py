@@ -149,14 +149,15 @@ def _identities(spec: Spec, old: Connection, new: Connection, done: Callable[[st
     """Replica identities that `prepare --set-replica-identity` changed, back to what they were."""
     if not control.installed(new):
         return
-    for table, statements in identity.restores(new, spec.migration).items():
-        for statement in statements:
+    for side, conn in ((Side.OLD, old), (Side.NEW, new)):
+        for table, statements in identity.restores(new, spec.migration, side).items():
+            for statement in statements:
 
-            def alter(statement: str = statement) -> None:
-                old.execute(statement.encode())
+                def alter(conn: Connection = conn, statement: str = statement) -> None:
+                    conn.execute(statement.encode())
 
-            fence.patiently(old, alter, f"cannot run {statement}")
-        done(f"replica identity of {table} restored")
+                fence.patiently(conn, alter, f"cannot run {statement}")
+            done(f"replica identity of {table} restored on {side}")
 
 
 def _fences(spec: Spec, old: Connection, new: Connection, done: Callable[[str], None]) -> None:

@@ -20,18 +20,18 @@ from schemas.errors import Halt, Refused, SlotLost
 from schemas.plan import Plan
 from schemas.position import Lsn, format_lsn
 from schemas.spec import Spec
+from schemas.table import Table
 from stream.journal import Actor, append
 from stream.preflight import counted, ddl, identity
-from stream.prepared import Prepared
+from stream.prepared import Flow, Prepared
 from stream.topics import FlowTopics
 
-FORWARD = Direction.FORWARD
 REBUILD = "`slackwater cancel`, then prepare anew: what the slot held is gone"
 
 
 @dataclass(slots=True, kw_only=True)
 class Work:
-    """What one run of `prepare` has in its hands."""
+    """What one run of `prepare` or `arm` has in its hands."""
 
     spec: Spec
     old: Connection
@@ -43,6 +43,18 @@ class Work:
     slot_timeout_s: float | None = None
     stop: threading.Event | None = None
     steps: list[str] = field(default_factory=list)
+
+    def side(self, side: Side) -> Connection:
+        return self.old if side is Side.OLD else self.new
+
+    def dsn(self, side: Side) -> str:
+        return str(self.spec.old.dsn if side is Side.OLD else self.spec.new.dsn)
+
+    def tables(self, direction: Direction) -> tuple[dict[str, Table], dict[str, Table]]:
+        """(the source's, the target's) tables as they are now."""
+        old = catalog.tables(self.old, self.spec.old.schema_)
+        new = catalog.tables(self.new, self.spec.new.schema_)
+        return (old, new) if direction is Direction.FORWARD else (new, old)
 
     def done(self, step: str) -> None:
         """Tell of something that was made just now."""
@@ -90,43 +102,44 @@ def apply_ddl(work: Work, before: Prepared | None) -> None:
     failpoint("prepare.after_ddl")
 
 
-def set_identities(work: Work) -> None:
+def set_identities(work: Work, direction: Direction) -> None:
     """REPLICA IDENTITY FULL where an UPDATE or DELETE would not say which row it means, or a mapping needs more of it.
 
     How it was is journalled first: `cancel` puts it back.
     """
-    sources = catalog.tables(work.old, work.spec.old.schema_)
-    targets = catalog.tables(work.new, work.spec.new.schema_)
-    for change in identity.changes(work.old, work.spec, sources, targets):
+    conn = work.side(direction.source)
+    for change in identity.changes(conn, work.spec, direction, *work.tables(direction)):
         append(
             work.new,
             work.spec.migration,
             actor=work.actor,
             step="replica_identity",
             outcome="intent",
-            detail={"table": change.table, "restore": list(change.restore)},
+            detail={"side": str(direction.source), "table": change.table, "restore": list(change.restore)},
         )
         for statement in change.statements:
 
             def alter(statement: str = statement) -> None:
-                work.old.execute(statement.encode())
+                conn.execute(statement.encode())
 
-            fence.patiently(work.old, alter, f"cannot run {statement}")
+            fence.patiently(conn, alter, f"cannot run {statement}")
         work.done(f"replica identity of {change.table} set to full")
 
 
 def make_types(work: Work, plan: Plan) -> None:
-    """Stand-ins for types that new cannot hold, and the mirrors. A changed mirror is made anew with its load."""
+    """Stand-ins for types that the target cannot hold, and the mirrors. A changed mirror is made anew with its load."""
+    direction = plan.direction
+    source, target = work.side(direction.source), work.side(direction.target)
     oids = [column.type_oid for table in plan.sources.values() for column in table.columns]
-    wanted = mirror.user_types(work.old, oids)
-    with control.transaction(work.new, "cannot make the mirrors"):
-        made = mirror.stand_ins(work.new, wanted)
-        mirror.create_types(work.new, plan.migration, made)
+    wanted = mirror.user_types(source, oids)
+    with control.transaction(target, "cannot make the mirrors"):
+        made = mirror.stand_ins(target, wanted)
+        mirror.create_types(target, plan.migration, made)
         mirrors = [
-            name for name in plan.mirrors if mirror.create_mirror(work.new, plan.migration, FORWARD, plan.sources[name])
+            name for name in plan.mirrors if mirror.create_mirror(target, plan.migration, direction, plan.sources[name])
         ]
-        for source, columns in owner_columns(plan):
-            mirror.index_mirror(work.new, plan.migration, FORWARD, plan.sources[source], columns)
+        for name, columns in owner_columns(plan):
+            mirror.index_mirror(target, plan.migration, direction, plan.sources[name], columns)
     if made.statements or mirrors:
         work.done(f"mirrors: {counted(len(mirrors), 'table')}, {counted(len(made.statements), 'type')}")
     failpoint("prepare.after_mirrors")
@@ -155,23 +168,24 @@ def make_fences(work: Work) -> None:
     failpoint("prepare.after_fence")
 
 
-def make_slot(work: Work, name: str, epochs: str, before: Prepared | None, *, first_run: bool) -> Lsn:
+def make_slot(work: Work, direction: Direction, name: str, epochs: str, before: Flow | None, *, first_run: bool) -> Lsn:
     """The slot's consistent point. It is made now unless it was, and never again once a checkpoint stands on it.
 
     `first_run`: the epochs topic was made just now, so nobody can have left a Kafka transaction open on it.
     """
-    present = slots.slot(work.old, name)
+    conn = work.side(direction.source)
+    present = slots.slot(conn, name)
     if before is not None:
         if present is None or present.wal_status == "lost":
             state = "is gone" if present is None else "was invalidated by the server"
             raise SlotLost(f"replication slot {name} {state}", hint=REBUILD)
-        return before.forward.consistent_point
+        return before.consistent_point
     if not first_run:
         work.topics.settle(epochs)
     first = work.topics.last_epoch(epochs)
     if first is not None:
         # A run that was killed after epoch 0: only the very same slot, untouched, may stand on it.
-        system = catalog.server(work.old).system_id
+        system = catalog.server(conn).system_id
         untouched = first.epoch == 0 and first.slot == name and first.system_id == system
         if not (untouched and present is not None and present.confirmed_flush == first.end_lsn):
             raise Refused(
@@ -180,7 +194,7 @@ def make_slot(work: Work, name: str, epochs: str, before: Prepared | None, *, fi
             )
         return first.end_lsn
     if present is not None:
-        slots.drop_slot(work.old, name)  # from a killed run: nothing stands on it yet, and a fresh one holds back less
+        slots.drop_slot(conn, name)  # from a killed run: nothing stands on it yet, and a fresh one holds back less
     told: set[str] = set()
 
     def waiting(blockers: Sequence[slots.Blocker]) -> None:
@@ -191,7 +205,7 @@ def make_slot(work: Work, name: str, epochs: str, before: Prepared | None, *, fi
                 work.say(f"waiting for {blocker}: the slot begins when the transactions open now have ended")
 
     point = slots.create_slot(
-        str(work.spec.old.dsn), name, waiting=waiting, timeout_s=work.slot_timeout_s, stop=work.stop
+        work.dsn(direction.source), name, waiting=waiting, timeout_s=work.slot_timeout_s, stop=work.stop
     )
     work.done(f"replication slot {name} at {format_lsn(point)}")
     return point

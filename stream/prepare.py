@@ -9,7 +9,6 @@ filled is ever emptied.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,16 +16,15 @@ from dataclasses import dataclass, replace
 from connectors.failpoint import failpoint
 from connectors.postgres import catalog, chunks, control, session, slots
 from connectors.postgres.session import Connection
-from schemas.direction import Direction, epochs_topic, schemas_topic, slot_name, topic_name
-from schemas.epoch import Epoch
+from schemas.direction import Direction, Side, schemas_topic
 from schemas.errors import Halt, Refused
 from schemas.plan import Plan
-from schemas.position import ZERO, Position, format_lsn
+from schemas.position import format_lsn
 from schemas.resolve import Resolution, resolve
 from schemas.spec import Spec
 from schemas.table import Table
-from stream import groundwork, preflight
-from stream.difference import Difference, Wanted, difference, wanted_loads
+from stream import groundwork, preflight, standing
+from stream.difference import Difference, difference, wanted_loads
 from stream.groundwork import Work
 from stream.journal import Actor, append
 from stream.phases import Phase
@@ -101,12 +99,12 @@ def _prepare(work: Work, confirm: Callable[[str], None]) -> Outcome:
     groundwork.control_schema(work)
     groundwork.apply_ddl(work, before)
     if work.set_identity:
-        groundwork.set_identities(work)
+        groundwork.set_identities(work, FORWARD)
     sources = catalog.tables(work.old, spec.old.schema_)
     targets = catalog.tables(work.new, spec.new.schema_)
     resolution = resolve(spec, FORWARD, sources, targets)
     outputs = bindings.outputs(spec, work.old, work.new, sources, targets, resolution)
-    topics = _topic_names(spec, resolution, before, sources)
+    topics = standing.streamed_topics(spec, FORWARD, resolution.streamed, before.forward if before else None, sources)
     plan = plan_of(spec, FORWARD, resolution, sources, targets, topics, outputs)
     diff = _difference(work, before, plan, resolution)
     if before is not None and (diff or _shape(before) != _shape(_document(work, plan, before, before.forward))):
@@ -141,17 +139,6 @@ def _may_change(work: Work, phase: str, before: Prepared | None) -> None:
         "the reverse direction is armed with the file as it was prepared, and the file has changed since",
         hint="bring the old file back, or `slackwater cancel` and prepare anew",
     )
-
-
-def _topic_names(
-    spec: Spec, resolution: Resolution, before: Prepared | None, sources: dict[str, Table]
-) -> dict[str, str]:
-    """Old table -> topic, of everything that is streamed: what mappings read, and what was in the stream already."""
-    stays = [] if before is None else [name for name in before.forward.streamed if name in sources]
-    names = sorted({*resolution.streamed, *stays})
-    return {
-        name: topic_name(spec.kafka.topic_prefix, spec.migration, FORWARD, spec.old.schema_, name) for name in names
-    }
 
 
 def _difference(work: Work, before: Prepared | None, plan: Plan, resolution: Resolution) -> Difference:
@@ -192,38 +179,9 @@ def _announce(work: Work, diff: Difference, confirm: Callable[[str], None]) -> N
 
 def _stand(work: Work, plan: Plan, outputs: dict[str, dict[str, str]], before: Prepared | None) -> Prepared:
     """Everything outside the last transaction: types, mirrors, fences, topics, publication, slot."""
-    spec = work.spec
     groundwork.make_types(work, plan)
     groundwork.make_fences(work)
-    epochs = epochs_topic(spec.kafka.topic_prefix, spec.migration, FORWARD)
-    schemas = None if spec.kafka.registry.url else schemas_topic(spec.kafka.topic_prefix, spec.migration)
-    known = {} if before is None else before.forward.topic_ids
-    made, ids = work.topics.ensure(plan.topics.values(), epochs, schemas, known=known)
-    if made:
-        work.done(f"{counted(len(made), 'topic')}: {preflight.listed(made)}")
-    failpoint("prepare.after_topics")
-    name = slot_name(spec.migration, FORWARD)
-    published = [(plan.source_schema, table) for table in plan.sources]
-    if slots.ensure_publication(work.old, name, published, feeding=catalog.server(work.new).identity):
-        work.done(f"publication {name}: {preflight.listed(plan.sources)}")
-    failpoint("prepare.after_publication")
-    server = catalog.server(work.old)
-    point = groundwork.make_slot(work, name, epochs, before, first_run=epochs in made)
-    failpoint("prepare.after_slot")
-    flow = Flow(
-        streamed=tuple(plan.sources),
-        mirrors=plan.mirrors,
-        mappings={mapping.target: mapping.fingerprint for mapping in plan.mappings},
-        outputs=outputs,
-        topics=plan.topics,
-        topic_ids=ids,
-        epochs_topic=epochs,
-        slot=name,
-        publication=name,
-        system_id=server.system_id if before is None else before.forward.system_id,
-        timeline=server.timeline if before is None else before.forward.timeline,
-        consistent_point=point,
-    )
+    flow = standing.stand(work, plan, outputs, None if before is None else before.forward)
     return _document(work, plan, before, flow)
 
 
@@ -241,7 +199,7 @@ def _document(work: Work, plan: Plan, before: Prepared | None, flow: Flow) -> Pr
         reverse=None if before is None else before.reverse,
         schemas_topic=None if spec.kafka.registry.url else schemas_topic(spec.kafka.topic_prefix, spec.migration),
         ddl_fingerprint=ddl.applied(work.new, spec),
-        identity_full=identity.restores(work.new, spec.migration),
+        identity_full=identity.restores(work.new, spec.migration, Side.OLD),
     )
 
 
@@ -262,20 +220,10 @@ def _begin(work: Work, plan: Plan, prepared: Prepared) -> None:
     """The barrier, epoch 0, and the one transaction on new from which on the roles may work."""
     flow = prepared.forward
     barrier = chunks.record_barrier(work.old)
-    loads = [_load(load, barrier) for load in wanted_loads(plan).values()]
-    if work.topics.last_epoch(flow.epochs_topic) is None:
-        work.topics.publish_first(flow.epochs_topic, _epoch_zero(flow))
-        work.done("epoch 0")
+    loads = [standing.load_row(load, barrier) for load in wanted_loads(plan).values()]
+    standing.first_epoch(work, flow, closed=False)
     failpoint("prepare.after_epoch_0")
-    checkpoint = control.Checkpoint(
-        epoch=0,
-        end_lsn=flow.consistent_point,
-        last=Position(ZERO, 0),
-        offsets=work.topics.next_offsets([*flow.topics.values(), flow.epochs_topic]),
-        system_id=flow.system_id,
-        timeline=flow.timeline,
-        slot=flow.slot,
-    )
+    checkpoint = standing.first_checkpoint(work, flow)
     with control.transaction(work.new, "cannot record what was prepared"):
         control.put_checkpoint(work.new, plan.migration, FORWARD, checkpoint)
         for load in loads:
@@ -304,37 +252,7 @@ def _change(work: Work, plan: Plan, before: Prepared, prepared: Prepared, diff: 
     """After an edit: a new barrier for what is loaded anew, and the one transaction that empties and resets it."""
     wanted = wanted_loads(plan)
     barrier = chunks.record_barrier(work.old)
-    loads = [_load(wanted[name], barrier) for name in diff.loads_anew]
+    loads = [standing.load_row(wanted[name], barrier) for name in diff.loads_anew]
     added = [plan.topics[name] for name in plan.sources if name not in before.forward.streamed]
     reload(work.new, plan, prepared, diff, loads, work.topics.next_offsets(added), actor=work.actor)
     work.done(f"{counted(len(loads), 'backfill')} to do" if loads else "the new file is recorded")
-
-
-def _load(wanted: Wanted, barrier: chunks.Barrier) -> control.Load:
-    return control.Load(
-        name=wanted.name,
-        source=wanted.source,
-        fingerprint=wanted.fingerprint,
-        state="asleep" if wanted.asleep else "pending",
-        barrier_xid=barrier.xid,
-        barrier_lsn=barrier.lsn,
-        rows_estimate=wanted.rows_estimate,
-        bytes_estimate=wanted.bytes_estimate,
-    )
-
-
-def _epoch_zero(flow: Flow) -> Epoch:
-    """The stream's beginning: it holds nothing, and ends where the slot begins."""
-    now = time.time()
-    return Epoch(
-        epoch=0,
-        previous=-1,
-        end_lsn=flow.consistent_point,
-        last=Position(ZERO, 0),
-        committed_at=now,
-        first_committed_at=now,
-        published_at=now,
-        system_id=flow.system_id,
-        timeline=flow.timeline,
-        slot=flow.slot,
-    )

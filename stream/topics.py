@@ -1,4 +1,4 @@
-"""The topics of a migration's forward flow: made, pinned by their ids, begun with epoch 0, and taken away.
+"""The topics of one flow of a migration: made, pinned by their ids, begun with epoch 0, and taken away.
 
 Invariant: a topic that was made anew under the same name is never mistaken for the one that was prepared.
 """
@@ -20,10 +20,11 @@ from schemas.spec import Spec
 
 
 class FlowTopics:
-    """One migration's topics on its cluster. Errors of every method: Unavailable, PrivilegeMissing, Halt."""
+    """One direction's topics on its cluster. Errors of every method: Unavailable, PrivilegeMissing, Halt."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, direction: Direction = Direction.FORWARD) -> None:
         self._spec = spec
+        self._direction = direction
         self._admin = kafka.Topics(spec.kafka.bootstrap, spec.kafka.options)
 
     def __enter__(self) -> Self:
@@ -101,7 +102,7 @@ class FlowTopics:
         return EpochWriter(
             self._spec.kafka.bootstrap,
             self._spec.kafka.options,
-            transactional_id=f"{self._spec.kafka.topic_prefix}.{self._spec.migration}.{Direction.FORWARD}",
+            transactional_id=f"{self._spec.kafka.topic_prefix}.{self._spec.migration}.{self._direction}",
             epochs_topic=epochs,
         )
 

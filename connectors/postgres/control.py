@@ -106,11 +106,12 @@ class Load:
     name: str
     source: str
     fingerprint: str
-    state: str  # pending, asleep
+    state: str  # pending, asleep; done: the target's rows are there already
     barrier_xid: str
     barrier_lsn: Lsn
     rows_estimate: int = 0
     bytes_estimate: int = 0
+    snapshot: str | None = None  # a table without a key whose rows are there already: what shows them
 
 
 def migration(conn: Connection, name: str) -> MigrationRow | None:
@@ -255,7 +256,9 @@ def reset_load(conn: Connection, name: str, direction: Direction, load: Load) ->
     drop_load(conn, name, direction, load.name)
     conn.execute(
         "insert into slackwater.load (migration, direction, name, source, fingerprint, state, barrier_xid, barrier_lsn,"
-        " rows_estimate, bytes_estimate) values (%s, %s, %s, %s, %s, %s, %s, %s::pg_lsn, %s, %s)",
+        " rows_estimate, bytes_estimate, snapshot, done_at)"
+        " values (%s, %s, %s, %s, %s, %s, %s, %s::pg_lsn, %s, %s, %s,"
+        " case when %s = 'done' then clock_timestamp() end)",
         (
             name,
             direction.value,
@@ -267,6 +270,8 @@ def reset_load(conn: Connection, name: str, direction: Direction, load: Load) ->
             format_lsn(load.barrier_lsn),
             load.rows_estimate,
             load.bytes_estimate,
+            load.snapshot,
+            load.state,
         ),
     )
 

@@ -85,7 +85,7 @@ def examine(
         )
     with ddl.tried(new, spec, found):
         targets = catalog.tables(new, spec.new.schema_)
-        full = identity.needing_full(spec, sources, targets) if set_identity else []
+        full = identity.needing_full(spec, Direction.FORWARD, sources, targets) if set_identity else []
         assumed = {name: identity.as_full(table) if name in full else table for name, table in sources.items()}
         resolution = resolve(spec, Direction.FORWARD, assumed, targets)
         for problem in resolution.problems:

@@ -1,4 +1,4 @@
-"""Replica identities: which old tables need REPLICA IDENTITY FULL, how to set it, and how it was before."""
+"""Replica identities: which tables of a source need REPLICA IDENTITY FULL, how to set it, and how it was before."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from connectors.postgres import catalog
 from connectors.postgres.session import Connection
-from schemas.direction import Direction
+from schemas.direction import Direction, Side
 from schemas.names import qualified, quote
 from schemas.resolve import resolve
 from schemas.spec import Spec
@@ -18,7 +18,7 @@ from stream.preflight.tables import identity_statements
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdentityChange:
-    """One old table whose identity is to become FULL. `statements` do it, `restore` undoes it; the partitions' too."""
+    """One table whose identity is to become FULL. `statements` do it, `restore` undoes it; the partitions' too."""
 
     table: str
     statements: tuple[str, ...]
@@ -30,27 +30,29 @@ def as_full(table: Table) -> Table:
     return replace(table, identity=Identity.FULL, identity_columns=table.column_names)
 
 
-def needing_full(spec: Spec, sources: Mapping[str, Table], targets: Mapping[str, Table]) -> list[str]:
+def needing_full(
+    spec: Spec, direction: Direction, sources: Mapping[str, Table], targets: Mapping[str, Table]
+) -> list[str]:
     """Streamed tables that have no usable identity, or of whose old rows a mapping needs more than they send."""
     every = {name: as_full(table) for name, table in sources.items()}
-    best = resolve(spec, Direction.FORWARD, every, targets)
+    best = resolve(spec, direction, every, targets)
     needing: list[str] = []
     for name in best.streamed:
         table = sources[name]
         if table.identity is Identity.FULL:
             continue
-        without = resolve(spec, Direction.FORWARD, {**every, name: table}, targets)
+        without = resolve(spec, direction, {**every, name: table}, targets)
         if not table.identity_columns or len(without.problems) > len(best.problems):
             needing.append(name)
     return needing
 
 
 def changes(
-    conn: Connection, spec: Spec, sources: Mapping[str, Table], targets: Mapping[str, Table]
+    conn: Connection, spec: Spec, direction: Direction, sources: Mapping[str, Table], targets: Mapping[str, Table]
 ) -> list[IdentityChange]:
-    """What `prepare --set-replica-identity` would do, in order."""
+    """What `--set-replica-identity` would do on the direction's source, in order."""
     found: list[IdentityChange] = []
-    for name in needing_full(spec, sources, targets):
+    for name in needing_full(spec, direction, sources, targets):
         table = sources[name]
         partitions = catalog.partitions(conn, table)
         identities = catalog.identities(conn, [(table.schema, table.name), *partitions])
@@ -71,10 +73,13 @@ def _restore(schema: str, name: str, identity: str, index: str | None) -> str:
     return f"alter table {qualified(schema, name)} replica identity {how}"
 
 
-def restores(conn: Connection, migration: str) -> dict[str, list[str]]:
-    """Old table -> the statements that put its identity back, by what the journal says was changed. First one wins."""
+def restores(conn: Connection, migration: str, side: Side) -> dict[str, list[str]]:
+    """Table of a side -> the statements that put its identity back, by what the journal says was changed.
+
+    The first change of a table tells how it was.
+    """
     found: dict[str, list[str]] = {}
     for entry in entries(conn, migration):
-        if entry.step == "replica_identity":
+        if entry.step == "replica_identity" and entry.detail.get("side", "old") == side:
             found.setdefault(str(entry.detail["table"]), [str(s) for s in entry.detail["restore"]])
     return found
