@@ -155,6 +155,33 @@ create table if not exists slackwater.foreign_write (   -- rows written to a sid
   unique (migration, side, commit_lsn, seq)
 );
 
+create table if not exists slackwater.verification (   -- the verdict on each target table, on the direction's target
+  migration text not null, direction text not null,
+  load text not null,                  -- the target table
+  state text not null default 'pending',  -- pending, running, clean, mismatched, repaired
+  fingerprint text not null default '',   -- of the file that `state` speaks of; of another one it says nothing
+  at timestamptz,                      -- when the last complete pass ended
+  rows bigint,                         -- compared in it, and there, on the fuller side
+  mismatched bigint not null default 0, missing bigint not null default 0, extra bigint not null default 0,
+  differing bigint not null default 0,
+  listed jsonb not null default '[]',  -- [{"kind", "key", "columns"}]: no values but those of keys
+  pass_began_at timestamptz,           -- of the pass under way; null: none is
+  pass_fingerprint text, pass_listed jsonb not null default '[]',
+  pass_mismatched bigint not null default 0,
+  problem jsonb,                       -- why the last try could not compare: cause, remedy, at
+  primary key (migration, direction, load)
+);
+
+create table if not exists slackwater.verify_chunk (   -- the pass under way, or the last one: to go on after a kill
+  migration text not null, direction text not null, load text not null, chunk integer not null,
+  lower text, upper text,              -- of an integer key, [lower, upper); null: open
+  source_rows bigint not null, target_rows bigint not null,
+  youngest bigint,                     -- transactions ago that a row of it was written on the target
+  began_at timestamptz not null,       -- of its pass
+  done_at timestamptz not null default clock_timestamp(),
+  primary key (migration, direction, load, chunk)
+);
+
 create table if not exists slackwater.role (   -- heartbeats
   migration text not null, direction text not null, role text not null,
   pid integer not null, host text not null,

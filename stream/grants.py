@@ -58,6 +58,11 @@ _CONTROL: Mapping[str, Mapping[str, str]] = {
         APPLY: "select, insert, update",
         BACKFILL: "select, insert, update",
     },
+    "verification": {  # verify goes by backfill's login: it reads what backfill reads
+        APPLY: "select",
+        BACKFILL: "select, insert, update, delete",
+    },
+    "verify_chunk": {BACKFILL: "select, insert, update, delete"},
     "gate": {CAPTURE: "select", APPLY: "select, insert, update, delete", BACKFILL: "select"},
     "finding": {CAPTURE: "select", APPLY: "select, insert, update, delete", BACKFILL: "select"},
     "pause": {CAPTURE: "select", APPLY: "select", BACKFILL: "select"},
