@@ -17,9 +17,15 @@ FENCE_TRIGGER = "slackwater_fence"
 ECHO_PREFIX = "slackwater.echo"
 TOKEN_PREFIX = "slackwater.token"
 TURN_PREFIX = "slackwater.turn"
+TRUNCATE_PREFIX = "slackwater.truncate"
 CANARY_TABLE = "canary"
 CANARY = f"{SCHEMA}.{CANARY_TABLE}"
 """How the canary is named beside source tables, which have no schema in their names: none of them is called that."""
+
+
+def truncate_trigger(migration: str) -> str:
+    """The trigger on each partition of a streamed table; per migration, for a table may be the source of several."""
+    return f"slackwater_truncate_{migration}"
 
 
 def mirror_name(migration: str, direction: str, table: str) -> str:
@@ -236,4 +242,38 @@ begin
     message = 'slackwater: writes moved to ' || case TG_ARGV[1] when 'old' then 'new' else 'old' end,
     hint = 'roll back, read slackwater.route, and retry the whole transaction there';
 end $body$;
+"""
+
+# What makes a TRUNCATE of a single partition visible in the stream, and what gives a partition that trigger. `watch`
+# is for capture's role, which owns nothing: it does this one thing, with the rights of whoever prepared, and only to
+# partitions of what its own migration publishes. (An owner may do it beforehand: the publication comes after it.)
+WATCH = r"""
+create or replace function slackwater.truncated() returns trigger language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp as $body$
+begin
+  -- arguments: migration, direction
+  perform pg_logical_emit_message(true, 'slackwater.truncate', json_build_object(
+    'migration', TG_ARGV[0], 'direction', TG_ARGV[1], 'root', pg_partition_root(TG_RELID)::oid::bigint,
+    'partition', TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME)::text);
+  return null;
+end $body$;
+
+create or replace function slackwater.watch(migration text, direction text, leaf oid) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $body$
+begin
+  if not exists (
+    select from pg_class c
+     where c.oid = leaf and c.relispartition and (pg_has_role(session_user, c.relowner, 'USAGE') or exists (
+       select from pg_publication p join pg_publication_rel r on r.prpubid = p.oid
+        where p.pubname = 'slackwater_' || migration || '_' || direction and r.prrelid = pg_partition_root(leaf)))
+  ) then
+    raise exception using errcode = '42501', message = 'not a partition of a table that this migration streams';
+  end if;
+  execute format('create or replace trigger %I before truncate on %s for each statement'
+    || ' execute function slackwater.truncated(%L, %L)',
+    'slackwater_truncate_' || migration, leaf::regclass, migration, direction);
+  execute format('alter table only %s enable always trigger %I', leaf::regclass, 'slackwater_truncate_' || migration);
+end $body$;
+
+revoke all on function slackwater.watch(text, text, oid) from public;
 """

@@ -2,7 +2,8 @@
 
 Invariants: a transaction is whole in one draft, or in a run of drafts of which only the last is complete; a change's
 position depends on the WAL alone, so a redelivered one is recognised; a transaction is dropped only when its first word
-is our opposite direction's echo mark, or when it ends at or below what Kafka holds.
+is our opposite direction's echo mark, or when it ends at or below what Kafka holds; one that emptied a partition unseen
+is never completed.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from connectors.postgres.pgoutput import (
 )
 from connectors.postgres.replication import REBUILD
 from schemas.change import Op
-from schemas.control import ECHO_PREFIX
+from schemas.control import ECHO_PREFIX, TRUNCATE_PREFIX
 from schemas.epoch import Epoch, Message
-from schemas.errors import Halt, SlotLost
+from schemas.errors import Halt, SchemaChanged, SlotLost
 from schemas.partition import partition_for
 from schemas.plan import Plan
 from schemas.position import ZERO, Lsn, Position, format_lsn
@@ -82,6 +83,7 @@ class Assembly:
         self._migration = plan.migration
         self._direction = str(plan.direction)
         self._echo = f"{plan.migration}.{plan.direction.opposite}".encode()
+        self._streamed = frozenset(table.oid for table in plan.sources.values())
         self._max_rows = max_rows
         self._max_s = max_ms / 1000
         self._partitions = partitions
@@ -105,6 +107,7 @@ class Assembly:
         self._trail: list[Rows] = []  # where each of its rows in the draft went, in order
         self._letters = bytearray()  # and what each was
         self._open_messages = 0
+        self._emptied: dict[int, str] = {}  # root -> a partition of it whose TRUNCATE only its trigger told of
         self._clear()
 
     def _clear(self) -> None:
@@ -209,6 +212,7 @@ class Assembly:
         self._commit_ms = begin.committed_us // 1000
         self._seq = 0
         self._skip = -1
+        self._emptied.clear()
         if redelivered:
             self._skip = EVERYTHING
         elif self._run is not None:
@@ -225,6 +229,13 @@ class Assembly:
         if not self._open or commit.commit_lsn != self._commit_lsn:
             raise Halt("the stream is out of order: a commit without its begin", hint=REPORT)
         self._open = False
+        for partition in self._emptied.values():
+            raise SchemaChanged(
+                f"partition {partition} was truncated by itself, in the transaction that committed at"
+                f" {format_lsn(self._commit_lsn)}: its rows went without a change in the stream",
+                hint="`slackwater cancel`, then prepare anew; until the migration ends, DELETE from a partition, or"
+                " truncate the whole table",
+            )
         if commit.end_lsn > self.reached:
             self.reached, self._reached_at = commit.end_lsn, self._commit_us / 1e6
         if self._trail or self._open_messages:
@@ -239,6 +250,7 @@ class Assembly:
 
     def _truncate(self, frame: bytes) -> None:
         for oid in pgoutput.truncate(frame).relations:
+            self._emptied.pop(oid, None)  # the whole of it: its partitions' triggers fired just before
             seq = self._seq
             self._seq = seq + 1
             self._fresh = False
@@ -263,6 +275,11 @@ class Assembly:
                 self._skip = EVERYTHING
             return
         if not message.prefix.startswith(OURS) or not self._addressed(message.content):
+            return
+        if message.prefix == TRUNCATE_PREFIX:
+            said = json.loads(message.content)
+            if self._skip != EVERYTHING and said["root"] in self._streamed:
+                self._emptied[said["root"]] = said["partition"]
             return
         seq = self._seq
         self._seq = seq + 1

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from connectors.failpoint import failpoint
-from connectors.postgres import catalog, control, fence, mirror, session, slots
+from connectors.postgres import catalog, control, fence, mirror, session, slots, truncation
 from connectors.postgres.session import Connection
 from schemas.direction import Direction, Side, slot_name
 from schemas.errors import Refused, Unavailable
@@ -165,6 +165,9 @@ def _fences(spec: Spec, old: Connection, new: Connection, done: Callable[[str], 
         dropped = fence.drop(conn, spec.migration)
         if dropped:
             done(f"fence dropped from {counted(len(dropped), 'table')} of {side}")
+        unwatched = truncation.drop(conn, spec.migration)
+        if unwatched:
+            done(f"the watch over {counted(len(unwatched), 'partition')} of {side} dropped")
 
 
 def _control(spec: Spec, conn: Connection, side: Side, done: Callable[[str], None]) -> None:

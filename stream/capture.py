@@ -25,6 +25,7 @@ from schemas.position import format_lsn
 from stream.assembly import Assembly, Draft
 from stream.heartbeat import Heartbeat
 from stream.metrics import Metrics
+from stream.partitions import PartitionWatch
 from stream.publisher import Publisher, Writer
 from stream.relations import Relations, Subjects
 
@@ -187,6 +188,7 @@ class Reader:
         self._publisher = publisher
         self._stop = stop
         self._memberships = resume.memberships
+        self._watch = PartitionWatch(task.plan, observer, task.heartbeat)
         self._relations = Relations(
             task.plan, database=stream.system.database, registry=task.registry, type_names=observer.type_names
         )
@@ -209,6 +211,7 @@ class Reader:
 
     def run(self) -> None:
         """Until `stop`."""
+        self._watch.look()
         try:
             while not self._stop.is_set():
                 self._publisher.check()
@@ -276,6 +279,7 @@ class Reader:
         if now - self._checked_at >= PUBLICATION_S or self._relations.announced != self._announced:
             self._checked_at = now
             self._announced = self._relations.announced
+            self._watch.look()
             memberships = self._observer.check_publication(self._task.publication, self._task.plan.sources)
             compare_memberships(self._memberships, memberships, self._task.publication)
             self._memberships = memberships

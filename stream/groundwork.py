@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from connectors.failpoint import failpoint
-from connectors.postgres import catalog, control, fence, mirror, session, slots
+from connectors.postgres import catalog, control, fence, mirror, session, slots, truncation
 from connectors.postgres.session import Connection, translated
 from schemas.direction import Direction, Side
 from schemas.errors import Halt, Refused, SlotLost
@@ -166,6 +166,14 @@ def make_fences(work: Work) -> None:
     if fenced:
         work.done(f"fence on {counted(len(fenced), 'table')} of new")
     failpoint("prepare.after_fence")
+
+
+def watch_partitions(work: Work, plan: Plan) -> None:
+    """The trigger that tells of a TRUNCATE of one partition, before the slot or the publication can miss one."""
+    side = plan.direction.source
+    watched = truncation.ensure(work.side(side), plan.migration, plan.direction, plan.sources.values())
+    if watched:
+        work.done(f"{counted(len(watched), 'partition')} of {side} watched for a TRUNCATE")
 
 
 def make_slot(work: Work, direction: Direction, name: str, epochs: str, before: Flow | None, *, first_run: bool) -> Lsn:

@@ -52,6 +52,8 @@ def stand(
     if made:
         work.done(f"{preflight.counted(len(made), 'topic')}: {preflight.listed(made)}")
     failpoint(f"{verb}.after_topics")
+    groundwork.watch_partitions(work, plan)
+    failpoint(f"{verb}.after_watch")
     name = slot_name(spec.migration, direction)
     published = [(plan.source_schema, table) for table in plan.sources]
     listed = [*plan.sources, *([CANARY] if canary else [])]

@@ -54,6 +54,7 @@ def install(conn: Connection) -> None:
     conn.execute(_LOCK)
     conn.execute(control.TABLES.encode())
     conn.execute(control.REFUSE.encode())
+    conn.execute(control.WATCH.encode())
     row = conn.execute(
         "select exists (select from pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a"
         " where c.oid = 'slackwater.route'::regclass and a.grantee = 0 and a.privilege_type = 'SELECT')"
@@ -334,7 +335,7 @@ def uninstall(conn: Connection, name: str) -> bool:
         return False
     try:
         conn.execute(f"drop table {', '.join(f'slackwater.{table}' for table in CONTROL_TABLES)}".encode())
-        conn.execute("drop function slackwater.refuse()")
+        conn.execute("drop function slackwater.refuse(), slackwater.truncated(), slackwater.watch(text, text, oid)")
         conn.execute("drop schema if exists slackwater_mirror")
         conn.execute("drop schema slackwater")
     except errors.DependentObjectsStillExist as error:

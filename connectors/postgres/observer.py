@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from connectors.postgres import session
+from connectors.postgres import session, truncation
 from connectors.postgres.replication import REBUILD
 from connectors.postgres.session import translated
+from schemas.direction import Direction
 from schemas.errors import Halt, SchemaChanged, SlotLost, Unavailable
 from schemas.position import Lsn, format_lsn, parse_lsn
 from schemas.snapshot import Snapshot
@@ -164,6 +165,14 @@ class Observer:
                 rows: list[Any] = self._conn.execute(_PARTITIONS, (table.oid, table.oid)).fetchall()
             found |= {f"{table.name}/{leaf}": int(oid) if born else -int(oid) for leaf, oid, born in rows}
         return found
+
+    def unwatched(self, migration: str, tables: Iterable[Table]) -> list[truncation.Leaf]:
+        """Partitions whose TRUNCATE nobody would hear of."""
+        return truncation.unwatched(self._conn, migration, tables)
+
+    def watch(self, migration: str, direction: Direction, leaf: truncation.Leaf) -> None:
+        """Watch one from now on. One try, for others wait meanwhile. Errors: Contended, PrivilegeMissing."""
+        truncation.watch(self._conn, migration, direction, leaf, patience_s=0.0)
 
     def snapshot(self) -> Snapshot:
         """What is visible now."""

@@ -197,6 +197,9 @@ union all
 select part.relname, 'foreign partition', c.relname from part join pg_catalog.pg_class c using (oid)
  where c.relkind = 'f'
 union all
+select part.relname, 'partition owner', c.oid::regclass::text from part join pg_catalog.pg_class c using (oid)
+ where not pg_catalog.pg_has_role(c.relowner, 'USAGE')
+union all
 select part.relname, 'partition identity', c.oid::regclass::text
   from part join pg_catalog.pg_class c using (oid)
  where c.relkind = 'r' and c.relreplident <> part.root_identity

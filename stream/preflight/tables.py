@@ -76,9 +76,10 @@ def source(
     for name in (n for n, t in tables.items() if t.partitioned):
         found.warning(
             "partitions",
-            "no logical stream carries TRUNCATE, ATTACH, DETACH or DROP of a single partition: its rows would come or"
-            " go here and not on the other side",
-            "until the migration ends, DELETE the rows or truncate the whole table; attach only empty partitions",
+            "no logical stream carries TRUNCATE, ATTACH, DETACH or DROP of a single partition, by which rows would come"
+            " or go here and not on the other side: capture notices each of them, and halts for good",
+            "until the migration ends, DELETE the rows or truncate the whole table; new partitions are welcome, made"
+            " by `create table ... partition of`",
             f"{side}.{name}",
         )
     for name, children in kinds["inherited by"].items():
@@ -205,6 +206,13 @@ def _common(conn: Connection, side: Side, tables: Mapping[str, Table], found: Fi
             "foreign_partition",
             f"partitions that are foreign tables are neither streamed nor fenced: {listed(partitions)}",
             "detach them, or list the table under `exclude`",
+            f"{side}.{name}",
+        )
+    for name, partitions in kinds["partition owner"].items():
+        found.problem(
+            "privileges",
+            f"the role does not own all of its partitions, each of which gets a trigger: {listed(partitions)}",
+            "run `check` and `prepare` as the owner; the roles that stream need less: `slackwater grants`",
             f"{side}.{name}",
         )
     for name in kinds["row security"]:

@@ -167,6 +167,14 @@ def test_no_role_of_the_data_plane_may_do_more(owned: Shop, tmp_path: Path) -> N
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 one.on_old(attempt)
+        if role != CAPTURE:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                one.on_old("select slackwater.watch(%s, 'forward', 'shop.readings_a'::regclass)", owned.migration)
+    capture = as_role(owned, CAPTURE)
+    capture.on_old("select slackwater.watch(%s, 'forward', 'shop.readings_a'::regclass)", owned.migration)
+    for leaf, migration in (("shop.customers", owned.migration), ("shop.readings_a", "another")):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="not a partition of a table"):
+            capture.on_old(f"select slackwater.watch(%s, 'forward', '{leaf}'::regclass)", migration)
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         as_role(owned, CAPTURE).on_new("select * from slackwater.pass")
     with pytest.raises(psycopg.errors.InsufficientPrivilege):

@@ -297,6 +297,94 @@ def test_rows_that_come_or_go_with_their_partition_halt(rig: MakeRig, change: st
     assert said in error.cause
 
 
+TREE = (
+    "create table p (id int primary key, v text) partition by range (id);"
+    "create table p1 partition of p for values from (0) to (100);"
+    "create table p2 partition of p for values from (100) to (300) partition by range (id);"
+    "create table p2a partition of p2 for values from (100) to (200);"
+)
+
+
+@pytest.mark.parametrize(("emptied", "told"), [("p1", "p1"), ("p2", "p2a"), ("only p2a", "p2a")])
+def test_a_truncate_of_one_partition_halts(rig: MakeRig, emptied: str, told: str) -> None:
+    r = rig(TREE, "p")
+    with r.connect() as conn:
+        conn.execute("insert into p values (1), (101)")
+        with r.running() as task:
+            r.captured(task)
+        conn.execute("insert into p values (2)")
+        with conn.transaction():
+            conn.execute("insert into p values (3)")
+            conn.execute(f"truncate {emptied}".encode())
+            conn.execute("insert into p values (4)")
+    for _ in range(2):  # it does not go away by starting again
+        error = r.run_until_it_fails()
+        assert isinstance(error, SchemaChanged)
+        assert f"public.{told} was truncated by itself" in error.cause
+        assert "slackwater cancel" in error.hint
+    assert [c.after and c.after["id"] for c in r.published().changes][:2] == [1, 101]
+    assert not {3, 4} & {c.after and c.after["id"] for c in r.published().changes}
+
+
+def test_a_truncate_of_one_partition_halts_in_a_transaction_larger_than_an_epoch(rig: MakeRig) -> None:
+    r = rig(TREE, "p")
+    with r.connect() as conn, conn.transaction():
+        conn.execute("truncate p1")
+        conn.execute("insert into p select g from generate_series(0, 99) g")
+    for _ in range(2):
+        error = r.run_until_it_fails(max_rows=10)
+        assert "p1 was truncated by itself" in str(error)
+    assert not any(e.complete for e in r.published().epochs[1:])
+
+
+def test_a_truncate_of_the_whole_table_is_streamed_and_of_none_is_not(rig: MakeRig) -> None:
+    r = rig(TREE, "p")
+    with r.connect() as conn, r.running() as task:
+        conn.execute("insert into p values (1), (101)")
+        conn.execute("truncate p")
+        with conn.transaction():
+            conn.execute("truncate p1, p cascade")
+            conn.execute("insert into p values (5)")
+        with conn.transaction(), conn.transaction(force_rollback=True):  # a savepoint, rolled back
+            conn.execute("truncate p1")
+        with conn.transaction():
+            conn.execute("truncate p2")
+            conn.execute("truncate p")
+        r.captured(task)
+    assert r.published().ops == [("c", "p")] * 2 + [("t", "p")] * 2 + [("c", "p"), ("t", "p")]
+
+
+def test_a_partition_made_while_capture_runs_is_watched(rig: MakeRig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "slackwater.capture")
+    r = rig(TREE, "p")
+    with r.connect() as conn:
+        with r.running() as task:
+            conn.execute("create table p3 partition of p for values from (300) to (400)")
+            conn.execute("insert into p values (301)")  # describes the partition, so capture looks at once
+            r.captured(task)
+            until(lambda: "p3 is watched" in caplog.text, 10)
+            assert task.heartbeat.figures["unwatched"] == []
+        conn.execute("create table p4 partition of p for values from (400) to (500)")
+        conn.execute("truncate p4")
+        with r.running() as task:
+            r.captured(task)
+            until(lambda: "p4 was truncated, rewritten or moved before it was watched" in caplog.text, 10)
+        conn.execute("truncate p3")
+    assert "p3 was truncated by itself" in str(r.run_until_it_fails())
+
+
+def test_a_partition_in_use_is_watched_when_it_is_free(rig: MakeRig) -> None:
+    r = rig(TREE, "p")
+    with r.connect() as conn, r.connect() as writer:
+        conn.execute("create table p3 partition of p for values from (300) to (400)")
+        with writer.transaction():
+            writer.execute("insert into p values (301)")
+            with r.running() as task:
+                until(lambda: task.heartbeat.figures.get("unwatched") == ["public.p3"], 10)
+        with r.running() as task:
+            until(lambda: task.heartbeat.figures.get("unwatched") == [], 10)
+
+
 def test_a_narrower_replica_identity_stops_the_stream(rig: MakeRig) -> None:
     r = rig(ITEM + "alter table item replica identity full", "item")
     with r.connect() as conn:

@@ -261,7 +261,7 @@ def test_a_role_without_privileges_is_told_of_all_it_lacks(shop: Shop, plain_rol
     found = problems(there)
     assert {"replication_privilege", "privileges"} <= set(found)
     causes = " ".join(f.cause for f in found["privileges"])
-    for lacking in ("CREATE", "SELECT", "INSERT", "does not own"):
+    for lacking in ("CREATE", "SELECT", "INSERT", "does not own", "shop.readings_b", "app.readings_all"):
         assert lacking in causes
     assert "replication" in found["replication_privilege"][0].remedy
     assert "session_replication_role" in warnings(there)
@@ -272,7 +272,7 @@ def test_triggers_matter_only_where_they_would_fire(shop: Shop, plain_role: str)
     shop.on_new("create trigger t before insert on app.address for each row execute function app.f()")
     assert problems(shop) == {}  # this role may set session_replication_role: they do not fire
     shop.on_new(f"alter schema app owner to {plain_role}")
-    for table in ("customer", "address", "account", "readings", "settings"):
+    for table in ("customer", "address", "account", "readings", "readings_all", "settings"):
         shop.on_new(f"alter table app.{table} owner to {plain_role}")
     shop.on_new(f"do $$begin execute 'grant create on database ' || current_database() || ' to {plain_role}'; end$$")
     there = shop.with_(new=as_role(shop.new, plain_role))

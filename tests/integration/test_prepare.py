@@ -118,6 +118,40 @@ def test_prepare_again_does_nothing(shop: Shop) -> None:
     assert again.prepared.forward == first.prepared.forward
 
 
+def watched(shop: Shop) -> list[str]:
+    rows = shop.on_old(
+        "select tgrelid::regclass::text from pg_trigger where tgname ~ '^slackwater_truncate' order by 1"
+    )
+    return [row[0] for row in rows]
+
+
+def test_partitions_of_old_are_watched_for_a_truncate(shop: Shop) -> None:
+    outcome = shop.prepare()
+    assert "2 partitions of old watched for a TRUNCATE" in outcome.steps
+    assert watched(shop) == ["shop.readings_a", "shop.readings_b"]
+    shop.on_old("alter table shop.readings detach partition shop.readings_b")
+    shop.on_old(
+        "alter table shop.readings attach partition shop.readings_b for values from ('2024-01-01') to (maxvalue)"
+    )
+    shop.on_old("alter table shop.readings_a disable trigger user")
+    assert "1 partition of old watched for a TRUNCATE" in shop.prepare().steps
+    shop.on_old("alter table shop.readings detach partition shop.readings_b")
+    shop.cancel()
+    assert watched(shop) == []
+
+
+def test_two_migrations_watch_the_same_partitions(shop: Shop, make_database: Callable[[str], str]) -> None:
+    shop.prepare()
+    other = shop.with_(new=make_database("other"), migration=f"{shop.migration}_b")
+    other.on_new(NEW)
+    other.prepare()
+    assert len(watched(shop)) == 4
+    shop.cancel()
+    assert len(watched(shop)) == 2
+    other.cancel()
+    assert watched(shop) == []
+
+
 def test_a_partition_made_later_is_fenced_by_the_next_prepare(shop: Shop) -> None:
     shop.on_new("drop table app.readings_all")
     shop.on_new("create table app.r1 partition of app.readings for values from (minvalue) to ('2024-01-01')")
@@ -247,6 +281,7 @@ KILLED = [
     "prepare.after_mirrors",
     "prepare.after_fence",
     "prepare.after_topics",
+    "prepare.after_watch",
     "prepare.after_publication",
     "prepare.after_slot",
     "writer.before_commit",
