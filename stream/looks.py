@@ -16,6 +16,8 @@ from schemas.direction import Direction, Side
 from schemas.spec import Spec
 from stream import observe, prepared, state
 from stream.clock import rfc3339
+from stream.gates import findings
+from stream.gates.findings import Since
 from stream.observe import SourceView, TargetView
 from stream.pause import Pause, pauses
 from stream.phases import Phase
@@ -34,6 +36,7 @@ class SideLook:
     tables: Mapping[str, frozenset[str]]  # the side's tables and columns as they are now
     rereads: int = 0
     quarantined: int = 0
+    unfenced: tuple[str, ...] | None = None  # relations without their fence; None: this side has none yet
     installed: bool = False
 
 
@@ -45,11 +48,11 @@ class NewLook:
     prepared: Prepared | None
     pauses: Mapping[str, Pause]
     loads: Mapping[str, Document]
-    unfenced: tuple[str, ...]
+    since: Since
 
 
-def look(conn: Connection, spec: Spec, side: Side) -> SideLook:
-    """One side, as it is now."""
+def look(conn: Connection, spec: Spec, side: Side, document: Prepared | None) -> SideLook:
+    """One side, as it is now. `document` is what was prepared, where new could say."""
     migration = spec.migration
     schema = spec.old.schema_ if side is Side.OLD else spec.new.schema_
     installed = control.installed(conn)
@@ -65,13 +68,15 @@ def look(conn: Connection, spec: Spec, side: Side) -> SideLook:
             (migration, writer.value, migration, writer.value),
         ).fetchone()
     rereads, quarantined = cast("tuple[int, int]", waits)
+    turn = control.turn(conn, migration, side)
     return SideLook(
-        turn=control.turn(conn, migration, side),
+        turn=turn,
         sources={d: observe.source(conn, migration, d) for d in Direction if d.source is side},
         targets={d: observe.target(conn, migration, d) for d in Direction if d.target is side},
         tables={name: frozenset(table.column_names) for name, table in tables.items()},
         rereads=rereads,
         quarantined=quarantined,
+        unfenced=None if turn is None or document is None else _unfenced(conn, document, turn),
         installed=True,
     )
 
@@ -91,7 +96,7 @@ select l.name, l.state, l.rows, l.bytes, l.rows_estimate, l.bytes_estimate, l.st
 def look_at_new(conn: Connection, migration: str) -> NewLook:
     """What new knows of the migration as a whole."""
     if not control.installed(conn):
-        return NewLook(phase=Phase.PLANNED, prepared=None, pauses={}, loads={}, unfenced=())
+        return NewLook(phase=Phase.PLANNED, prepared=None, pauses={}, loads={}, since={})
     document = prepared.load(conn, migration)
     with translated("reading the loads"):
         rows = conn.execute(LOADS, (migration,)).fetchall()
@@ -100,7 +105,7 @@ def look_at_new(conn: Connection, migration: str) -> NewLook:
         prepared=document,
         pauses=pauses(conn, migration),
         loads={str(row[0]): _load(row) for row in rows},
-        unfenced=() if document is None else _unfenced(conn, document),
+        since=findings.since(conn, migration),
     )
 
 
@@ -127,12 +132,17 @@ def _time(at: datetime | None) -> str | None:
     return None if at is None else rfc3339(at)
 
 
-def _unfenced(conn: Connection, document: Prepared) -> tuple[str, ...]:
-    """Relations of new, as it is now, that do not carry the fence of the first turn."""
-    targets = [document.new[name] for name in document.forward.mappings if name in document.new]
+def _unfenced(conn: Connection, document: Prepared, turn: control.Turn) -> tuple[str, ...] | None:
+    """Relations of the side, as it is now, that do not carry the fence of its turn; None where it has none yet."""
+    if turn.fence_turn is None:
+        return None
+    writer = next(d for d in Direction if d.target is turn.side)
+    flow = document.forward if writer is Direction.FORWARD else document.reverse
+    prepared_tables = document.new if turn.side is Side.NEW else document.old
+    targets = [prepared_tables[name] for name in (flow.mappings if flow else ()) if name in prepared_tables]
     carried = {
         relation
         for relation, f in fence.fences(conn).items()
-        if f.migration == document.migration and f.side == Side.NEW.value and f.turn >= 1 and f.always
+        if f.migration == document.migration and f.side == turn.side.value and f.turn >= turn.fence_turn and f.always
     }
     return tuple(f"{schema}.{name}" for schema, name in fence.relations(conn, targets) if (schema, name) not in carried)

@@ -15,7 +15,7 @@ from schemas.errors import SlackwaterError
 
 BOTH = ("migration", "direction")
 EPOCH_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-GATE_STATES = ("passed", "failed", "unknown")
+GATE_STATES = ("passed", "failed", "unknown", "off")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -77,6 +77,9 @@ class Metrics:
         Gauge("slackwater_info", "Always 1", (*BOTH, "version"), registry=r).labels(*self._own, version()).set(1)
         # Migration-wide: set by the forward applier alone, absent elsewhere.
         self._safe = Gauge("slackwater_safe_to_cutover", "1 when every gate passes", BOTH, registry=r)
+        self._safe_back = Gauge(
+            "slackwater_safe_to_rollback", "After a cutover: 1 when nothing stands in the way back", BOTH, registry=r
+        )
         self._gate = Gauge("slackwater_gate", "1 for the gate's current state", (*BOTH, "gate", "state"), registry=r)
         self._phase = Gauge("slackwater_phase", "1 for the current phase", (*BOTH, "phase"), registry=r)
         self._writes = Gauge(
@@ -132,6 +135,10 @@ class Metrics:
 
     def safe_to_cutover(self, safe: bool | None) -> None:
         self._set(self._safe, None if safe is None else int(safe))
+
+    def safe_to_rollback(self, safe: bool | None) -> None:
+        """None before a cutover: absent."""
+        self._set(self._safe_back, None if safe is None else int(safe))
 
     def gates(self, gates: Iterable[tuple[str, str]]) -> None:
         """(gate, state) of every gate there is."""

@@ -10,14 +10,15 @@ import threading
 import time
 from functools import partial
 
-from schemas.direction import Direction
+from schemas.direction import Direction, Side
 from schemas.errors import SlackwaterError
 from stream import observe
+from stream.gates import findings
 from stream.heartbeat import Heartbeat
 from stream.looks import Document
 from stream.metrics import Metrics
 from stream.sides import Sides
-from stream.status import Watch
+from stream.status import Seen, Watch
 
 log = logging.getLogger("slackwater.monitor")
 
@@ -112,18 +113,26 @@ class Monitor:
     def _look_wide(self) -> None:
         while True:
             try:
-                self._show(self._watch.document())
-                self._heartbeat.measured["gates"] = self._watch.gate_memory()
+                seen = self._watch.look()
+                self._show(seen.document)
+                self._keep(seen)
             except SlackwaterError as error:
                 log.warning("cannot see the migration as a whole: %s", error.cause)
                 self._show(None)
             if self._ended.wait(WIDE_S):
                 return
 
+    def _keep(self, seen: Seen) -> None:
+        """Since when each gate is as it is; whoever looks reads it from new."""
+        judged = [(direction, g.gate, g.state) for direction, gates in seen.gates.items() for g in gates]
+        if judged:
+            self._sides.ask(Side.NEW, partial(findings.keep, migration=self._migration, judged=judged))
+
     def _show(self, document: Document | None) -> None:
         if document is None:
-            document = {"gates": [], "phase": None, "writes": None, "safe_to_cutover": None}
+            document = {"gates": [], "phase": None, "writes": None, "safe_to_cutover": None, "safe_to_rollback": None}
         self._metrics.safe_to_cutover(document["safe_to_cutover"])
+        self._metrics.safe_to_rollback(document["safe_to_rollback"])
         self._metrics.phase(document["phase"])
         self._metrics.writes(document["writes"])
         self._metrics.gates((gate["gate"], gate["state"]) for gate in document["gates"])

@@ -7,10 +7,9 @@ answer takes away what only it knows, and is named under `errors`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import cast
 
 from connectors.postgres import control
 from schemas.direction import Direction, Side
@@ -18,7 +17,8 @@ from schemas.errors import SlackwaterError
 from schemas.position import format_lsn
 from schemas.spec import Spec
 from stream.clock import now, rfc3339
-from stream.gates import Facts, Gate, State, all_passed, judge
+from stream.gates import Facts, Gate, State, Stream, all_passed, gather, judge
+from stream.gates.circumstances import Circumstances
 from stream.heartbeat import Beat
 from stream.lag import Lag, Stuck, Tracker, state_of
 from stream.looks import Document, NewLook, SideLook, look, look_at_new
@@ -28,6 +28,15 @@ from stream.phases import Phase
 from stream.sides import Sides
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """One look: the document that `status` prints, and the facts that its gates were judged by."""
+
+    document: Document
+    facts: Facts
+    gates: Mapping[Direction, list[Gate]]  # of both turns; empty before `prepare`
+
+
 class Watch:
     """Looks at a migration again and again; `document` is what `status` prints. Keeps each direction's probes."""
 
@@ -35,75 +44,86 @@ class Watch:
         self._spec = spec
         self._sides = sides
         self.trackers = {d: Tracker() for d in Direction}
-        self._since: dict[str, tuple[State, str]] = {}
+        self.circumstances = Circumstances(spec, sides)
+        self._since: dict[tuple[Direction, str], tuple[State, str]] = {}
         self._lock = threading.Lock()
 
     def document(self) -> Document:
         """One look at everything. Takes up to a few seconds where a side does not answer."""
-        with self._lock:
-            return self._document()
+        return self.look().document
 
-    def _document(self) -> Document:
+    def look(self) -> Seen:
+        """One look at everything, with what a turn's gates are judged by."""
+        with self._lock:
+            return self._look()
+
+    def _look(self) -> Seen:
         spec, migration = self._spec, self._spec.migration
         new = self._sides.attempt(Side.NEW, lambda conn: look_at_new(conn, migration))
-        looks = {s: self._sides.attempt(s, partial(look, spec=spec, side=s)) for s in Side}
         home = None if isinstance(new, SlackwaterError) else new
-        facts, directions = self._directions(looks, home)
-        gates = judge(facts, spec) if home is not None and home.prepared is not None else []
+        document = None if home is None else home.prepared
+        looks = {s: self._sides.attempt(s, partial(look, spec=spec, side=s, document=document)) for s in Side}
+        streams, directions = self._directions(looks, home)
         turns = {s: None if isinstance(found, SlackwaterError) else found.turn for s, found in looks.items()}
-        phase = None if home is None else home.phase
-        safe = None if home is None else bool(gates) and phase is Phase.ARMED and all_passed(gates)
-        document: Document = {
+        turn, writes = current_turn(turns, looks), who_writes(turns, looks)
+        facts = self.circumstances.add(gather.facts(spec, looks, home, streams, turn), document)
+        gates = {} if document is None else {d: judge(facts, spec, d) for d in Direction}
+        self._remember(home, gates)
+        ahead = Direction.REVERSE if writes == Side.NEW else Direction.FORWARD
+        shown = gates.get(ahead, [])
+        found: Document = {
             "migration": migration,
-            "phase": None if phase is None else phase.value,
-            "writes": who_writes(turns, looks),
-            "turn": current_turn(turns, looks),
-            "at": rfc3339(now()),
+            "phase": None if home is None else home.phase.value,
+            "writes": writes,
+            "turn": turn,
+            "at": rfc3339(facts.at),
             "directions": directions,
             "backfill": _backfill(home, looks[Side.NEW]),
             "verification": {},
-            "quarantine": {"rows": facts.quarantined},
-            "reread": {"rows": facts.rereads},
+            "quarantine": {"rows": _sum(s.quarantined for s in streams.values())},
+            "reread": {"rows": _sum(s.rereads for s in streams.values())},
             "foreign_writes": {"rows": None},
-            "gates": [self._gate(gate) for gate in gates],
-            "safe_to_cutover": safe,
-            "safe_to_rollback": None,
+            "gates": [self._gate(gate, ahead) for gate in shown],
+            "safe_to_cutover": None if home is None else home.phase is Phase.ARMED and _safe(gates, Direction.FORWARD),
+            "safe_to_rollback": _safe(gates, Direction.REVERSE) if home and home.phase is Phase.SWITCHED else None,
             "cutover": {"at": None, "pause_seconds": None},
             "errors": _errors({**looks, Side.NEW: new if isinstance(new, SlackwaterError) else looks[Side.NEW]}),
         }
-        document["next"] = _next(document, gates, spec)
-        return document
+        found["next"] = _next(found, shown, spec)
+        return Seen(document=found, facts=facts, gates=gates)
 
-    def remember_gates(self, kept: object) -> None:
-        """Takes over since when gates are as they are: `kept` is `gate_memory`, from the applier's heartbeat."""
-        for name, value in kept.items() if isinstance(kept, dict) else ():
-            self._since.setdefault(name, (State(value[0]), str(value[1])))
+    def reconfigure(self, spec: Spec) -> None:
+        """Thresholds from the file as it is now."""
+        with self._lock:
+            self._spec = spec
+            self.circumstances.reconfigure(spec)
 
-    def gate_memory(self) -> dict[str, list[str]]:
-        return {name: [state.value, since] for name, (state, since) in self._since.items()}
+    def gate_document(self, gate: Gate, direction: Direction) -> Document:
+        """A gate as `status` and `gates` print it."""
+        with self._lock:
+            return self._gate(gate, direction)
 
-    def _gate(self, gate: Gate) -> Document:
-        before = self._since.get(gate.gate)
-        if before is None or before[0] is not gate.state:
-            self._since[gate.gate] = (gate.state, rfc3339(now()))
-        return {**asdict(gate), "state": gate.state.value, "since": self._since[gate.gate][1]}
+    def _remember(self, home: NewLook | None, gates: Mapping[Direction, list[Gate]]) -> None:
+        """Since when gates are as they are: as new keeps it where it is so still, else since we saw it."""
+        kept = {} if home is None else home.since
+        for direction, judged in gates.items():
+            for gate in judged:
+                key = direction, gate.gate
+                before = self._since.get(key)
+                if key in kept and kept[key][0] is gate.state:
+                    self._since[key] = (gate.state, rfc3339(kept[key][1]))
+                elif before is None or before[0] is not gate.state:
+                    self._since[key] = (gate.state, rfc3339(now()))
+
+    def _gate(self, gate: Gate, direction: Direction) -> Document:
+        return {**asdict(gate), "state": gate.state.value, "since": self._since[direction, gate.gate][1]}
 
     def _directions(
         self, looks: Mapping[Side, SideLook | SlackwaterError], home: NewLook | None
-    ) -> tuple[Facts, dict[str, Document]]:
+    ) -> tuple[dict[Direction, Stream], dict[str, Document]]:
+        """The directions that were prepared; forward always."""
         documents: dict[str, Document] = {}
-        facts = Facts(
-            lag=None,
-            stuck=None,
-            source=None,
-            target=None,
-            loads=None if home is None else {name: str(load["state"]) for name, load in home.loads.items()},
-            quarantined=_sum(looks, "quarantined", home),
-            rereads=_sum(looks, "rereads", home),
-            strangers=_strangers(looks[Side.OLD], home),
-            unfenced=None if home is None else home.unfenced,
-            armed=None if home is None else home.phase in (Phase.ARMED, Phase.SWITCHING, Phase.SWITCHED),
-        )
+        streams: dict[Direction, Stream] = {}
         reverse = home is not None and home.prepared is not None and home.prepared.reverse is not None
         for direction in Direction:
             if direction is Direction.REVERSE and not reverse:
@@ -111,22 +131,9 @@ class Watch:
             from_, to = looks[direction.source], looks[direction.target]
             source = from_ if isinstance(from_, SlackwaterError) else from_.sources.get(direction)
             target = to if isinstance(to, SlackwaterError) else to.targets.get(direction)
-            lag, stuck, document = self._direction(direction, source, target, home)
-            documents[direction.value] = document
-            if direction is Direction.FORWARD:
-                facts = Facts(
-                    lag=lag,
-                    stuck=stuck,
-                    source=None if isinstance(source, SlackwaterError) else source,
-                    target=None if isinstance(target, SlackwaterError) else target,
-                    loads=facts.loads,
-                    quarantined=facts.quarantined,
-                    rereads=facts.rereads,
-                    strangers=facts.strangers,
-                    unfenced=facts.unfenced,
-                    armed=facts.armed,
-                )
-        return facts, documents
+            lag, stuck, documents[direction.value] = self._direction(direction, source, target, home)
+            streams[direction] = gather.stream(direction, looks, lag, stuck, source, target)
+        return streams, documents
 
     def _direction(
         self,
@@ -140,8 +147,6 @@ class Watch:
         held = None if isinstance(target, SlackwaterError) else target
         if held is not None and held.apply is not None:
             tracker.remember(held.apply.figures.get("lag"))
-        if direction is Direction.FORWARD and held is not None and held.apply is not None:
-            self.remember_gates(held.apply.figures.get("gates"))
         tracker.seen(seen, held)
         # Where the source does not answer, its clock is taken to be ours: the lag goes on growing.
         at = now().timestamp() if seen is None else seen.at
@@ -204,18 +209,6 @@ def pause_document(pause: Pause | None) -> Document | None:
     return None if pause is None else {"reason": pause.reason, "by": pause.by, "at": rfc3339(pause.at)}
 
 
-def _strangers(old: SideLook | SlackwaterError, home: NewLook | None) -> tuple[str, ...] | None:
-    """Old tables and columns that were made since `prepare`: nobody decided what becomes of them."""
-    if isinstance(old, SlackwaterError) or home is None or home.prepared is None:
-        return None
-    known = home.prepared.old
-    found = [f"table {name}" for name in old.tables if name not in known]
-    for name in home.prepared.forward.streamed:
-        if name in known and name in old.tables:
-            found += [f"column {name}.{c}" for c in sorted(old.tables[name] - set(known[name].column_names))]
-    return tuple(sorted(found))
-
-
 def who_writes(turns: Mapping[Side, control.Turn | None], looks: Mapping[Side, object]) -> str | None:
     """old, new or none, from the two turn rows; None where they do not tell."""
     if any(_failed(found) for found in looks.values()):
@@ -249,13 +242,14 @@ def _failed(found: object) -> bool:
     return isinstance(found, SlackwaterError)
 
 
-def _sum(looks: Mapping[Side, SideLook | SlackwaterError], field: str, home: NewLook | None) -> int | None:
-    """Of the targets that are in use: new, and old once the reverse direction is there."""
-    reverse = home is not None and home.prepared is not None and home.prepared.reverse is not None
-    used = [looks[Side.NEW], *([looks[Side.OLD]] if reverse else [])]
-    if home is None or any(_failed(found) for found in used):
-        return None
-    return sum(cast("int", getattr(found, field)) for found in used)
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """None where one of them is not known, or there is none."""
+    known = list(counts)
+    return sum(n for n in known if n is not None) if known and None not in known else None
+
+
+def _safe(gates: Mapping[Direction, list[Gate]], direction: Direction) -> bool:
+    return all_passed(gates.get(direction, []))
 
 
 def _backfill(home: NewLook | None, new: SideLook | SlackwaterError) -> Document:
@@ -294,5 +288,5 @@ def _next(document: Document, gates: list[Gate], spec: Spec) -> str | None:
         return None
     if document["phase"] == Phase.PLANNED.value:
         return f"{c} prepare"
-    failing = [g for g in gates if g.state is not State.PASSED and g.remedy and g.remedy.startswith(c)]
+    failing = [g for g in gates if g.stops and g.remedy and g.remedy.startswith(c)]
     return failing[0].remedy if failing else None

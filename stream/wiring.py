@@ -23,6 +23,7 @@ from stream import logs, prepared, state
 from stream.apply import Apply
 from stream.backfill import Backfill
 from stream.capture import Capture, Task
+from stream.gates.lookout import Lookout
 from stream.heartbeat import Heartbeat
 from stream.journal import role_actor
 from stream.metrics import Metrics
@@ -86,14 +87,20 @@ class Process:
         self.worker = Worker(
             build=self._build, heartbeat=self.heartbeat, metrics=self.metrics, resumed=partial(resumed, spec, name.role)
         )
+        forward_apply = name == RoleName("apply", Direction.FORWARD)
+        self._lookout = Lookout(dsn(spec, Side.NEW), lambda: self.spec) if forward_apply else None
         self._role: Role | None = None
         self._beating = False
 
     def start(self) -> None:
         if self.name.role != "capture":
             self.monitor.start()
+        if self._lookout is not None:
+            self._lookout.start()
 
     def stop(self) -> None:
+        if self._lookout is not None:
+            self._lookout.stop()
         self.monitor.stop()
         if self._beating:
             self.heartbeat.stop()
@@ -109,6 +116,7 @@ class Process:
                 hint="stop `slackwater run`, `slackwater prepare`, and start it again",
             )
         self.spec = fresh
+        self.watch.reconfigure(fresh)
         if isinstance(self._role, Backfill):
             self._role.reconfigure(fresh.backfill)
         return f"took over rates, limits and windows from {self.spec.path}"

@@ -87,6 +87,12 @@ VERBS = (
         example="slackwater -c shop.yaml status --watch",
     ),
     Verb(
+        name="gates",
+        module="gates",
+        summary="Show what must hold before writes may move",
+        example="slackwater -c shop.yaml gates",
+    ),
+    Verb(
         name="wait",
         module="wait",
         summary="Wait for a phase, a side, or a safe cutover",

@@ -29,7 +29,7 @@ def screen(status: Document) -> str:
 
 
 def headline(status: Document) -> str:
-    failing = sum(gate["state"] != "passed" for gate in status["gates"])
+    failing = sum(map(_stops, status["gates"]))
     safe = {True: "yes", False: f"no ({failing})" if failing else "no", None: "unknown"}[status["safe_to_cutover"]]
     line = f"WRITES {status['writes'] or 'unknown'}  PHASE {status['phase'] or 'unknown'}  CUTOVER {safe}"
     return line + (f"  NEXT {status['next']}" if status["next"] else "")
@@ -120,9 +120,14 @@ def _rows(queue: Document) -> str:
 def _gates(gates: list[Document]) -> list[str]:
     if not gates:
         return []
-    failing = [g for g in gates if g["state"] != "passed"]
-    lines = [f"gates     {len(gates) - len(failing)} of {len(gates)} pass"]
-    for gate in failing:
-        lines.append(f"  {gate['state']:<7} {gate['gate']}: {gate['detail']}")
+    passing = sum(g["state"] == "passed" for g in gates)
+    lines = [f"gates     {passing} of {len(gates)} pass"]
+    for gate in (g for g in gates if g["state"] != "passed"):
+        state = gate["state"] if gate["blocks"] or gate["state"] == "off" else "warning"
+        lines.append(f"  {state:<7} {gate['gate']}: {gate['detail']}")
         lines += _remedy(gate["remedy"])
     return lines
+
+
+def _stops(gate: Document) -> bool:
+    return gate["blocks"] and gate["state"] not in ("passed", "off")

@@ -10,7 +10,7 @@ import typer
 from schemas.errors import ConfigError
 from stream.cli import context, exits
 from stream.cli.screen import screen
-from stream.status import Watch
+from stream.status import Seen, Watch
 
 SETTLE_S = 1.5  # how long a probe of our own may take to come through before the lag is given as it is
 REFRESH_S = 1.0
@@ -28,7 +28,7 @@ def status(
         if watch:
             _keep_looking(looking)
             return
-        document = settled(looking)
+        document = settled(looking).document
     finally:
         sides.close()
     context.show(document, lambda: screen(document))
@@ -36,14 +36,14 @@ def status(
         raise typer.Exit(exits.NO)
 
 
-def settled(looking: Watch) -> dict[str, Any]:
+def settled(looking: Watch) -> Seen:
     """A look; where everything runs and the lag is not proven yet, a few more, to let a probe come through."""
-    document = looking.document()
+    seen = looking.look()
     until = time.monotonic() + SETTLE_S
-    while _undecided(document) and time.monotonic() < until:
+    while _undecided(seen.document) and time.monotonic() < until:
         time.sleep(0.25)
-        document = looking.document()
-    return document
+        seen = looking.look()
+    return seen
 
 
 def _undecided(document: dict[str, Any]) -> bool:

@@ -24,6 +24,7 @@ def shown() -> dict[str, set[str]]:
     metrics.reread(0)
     metrics.error(Halt("x"))
     metrics.safe_to_cutover(False)
+    metrics.safe_to_rollback(False)
     metrics.gates([("lag", "passed")])
     metrics.phase("streaming")
     metrics.writes("old")

@@ -378,13 +378,12 @@ def test_since_when_a_gate_is_as_it_is(stage: Stage) -> None:
     assert gate(watch.document(), "fence") == first
     stage.new.execute("drop trigger slackwater_fence on app.customers")
     assert gate(watch.document(), "fence")["since"] > first["since"]
-    # The applier keeps it in its heartbeat, so that one-shot commands know it too.
-    stage.new.execute(
-        "insert into slackwater.role (migration, direction, role, pid, host, state, figures) "
-        "values (%s, 'forward', 'apply', 1, 'a', 'running', %s::jsonb)",
-        (stage.migration, json.dumps({"gates": {"fence": ["failed", "2026-01-01T00:00:00.000Z"]}})),
-    )
+    # The applier keeps it on new, so that one-shot commands know it too; of another state it says nothing.
+    kept = "insert into slackwater.gate values (%s, 'forward', %s, %s, '2026-01-01 00:00:00+00')"
+    stage.new.execute(kept, (stage.migration, "fence", "failed"))
+    stage.new.execute(kept, (stage.migration, "lag", "passed"))
     assert gate(stage.document(), "fence")["since"] == "2026-01-01T00:00:00.000Z"
+    assert gate(stage.document(), "lag")["since"] > "2026-01-01T00:00:00.000Z"
     sides.close()
 
 

@@ -1,0 +1,88 @@
+"""`slackwater gates`: what must hold before writes may move, one by one."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Annotated, Any
+
+import typer
+
+from schemas.direction import Direction, Side
+from schemas.errors import Refused, SlackwaterError
+from schemas.spec import Spec
+from stream import prepared
+from stream.cli import context, text
+from stream.cli.status import settled
+from stream.gates import all_passed, lookout
+from stream.status import Seen, Watch
+
+
+def gates(
+    direction: Annotated[
+        Direction | None, typer.Option(help="Of which turn: forward is a cutover, reverse the way back.")
+    ] = None,
+    recheck: Annotated[
+        bool, typer.Option("--recheck", help="Look for orphans of foreign keys now, not later.")
+    ] = False,
+) -> None:
+    """Show each gate: its state, what was found, since when, and what to do. Without --direction, of the next turn."""
+    spec = context.spec()
+    if recheck:
+        _recheck(spec)
+    sides = context.sides(spec, "gates")
+    try:
+        watch = Watch(spec, sides)
+        seen = settled(watch)
+    finally:
+        sides.close()
+    document = _document(watch, seen, direction)
+    context.show(document, lambda: screen(document))
+
+
+def _recheck(spec: Spec) -> None:
+    with closing(context.prepared_side(spec, Side.NEW, "gates")) as conn:
+        document = prepared.load(conn, spec.migration)
+        assert document is not None  # the side was prepared
+        context.note("looking for orphans of every foreign key of new's tables")
+        lookout.take(conn, document, lambda: False)
+
+
+def _document(watch: Watch, seen: Seen, direction: Direction | None) -> dict[str, Any]:
+    status = seen.document
+    if not seen.gates:
+        if status["errors"]:
+            cause = next(iter(status["errors"].values()))
+            raise SlackwaterError(f"the gates are not known: {cause['cause']}", hint=cause["remedy"])
+        raise Refused("nothing is prepared yet: there are no gates", hint=status["next"] or "")
+    if direction is None:
+        direction = Direction.REVERSE if status["writes"] == Side.NEW else Direction.FORWARD
+    judged = seen.gates[direction]
+    return {
+        "migration": status["migration"],
+        "direction": direction.value,
+        "at": status["at"],
+        "safe": all_passed(judged),
+        "gates": [watch.gate_document(gate, direction) for gate in judged],
+        "errors": status["errors"],
+    }
+
+
+def screen(document: dict[str, Any]) -> str:
+    """One line a gate, what to do below it; the answer last."""
+    gates = document["gates"]
+    lines = []
+    shown = text.columns([(_sign(g), g["gate"], f"since {g['since']}", g["detail"]) for g in gates]).splitlines()
+    for gate, line in zip(gates, shown, strict=True):
+        lines.append(line)
+        if gate["state"] not in ("passed", "off") and gate["remedy"]:
+            lines.append(f"         remedy: {gate['remedy']}")
+    turn = "cut over" if document["direction"] == Direction.FORWARD else "go back"
+    stopping = [g["gate"] for g in gates if g["blocks"] and g["state"] not in ("passed", "off")]
+    lines.append(f"safe to {turn}: " + ("yes" if document["safe"] else f"no ({', '.join(stopping)})"))
+    for side, error in document["errors"].items():
+        lines.append(f"{side} does not answer: {error['cause']}")
+    return "\n".join(lines)
+
+
+def _sign(gate: dict[str, Any]) -> str:
+    return str(gate["state"]) if gate["blocks"] or gate["state"] in ("passed", "off") else "warning"

@@ -1,0 +1,55 @@
+"""What gates are judged by: one look at everything. None stands for unknown, everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from connectors.postgres.orphans import Orphans
+from schemas.direction import Direction
+from stream.lag import Lag, Stuck
+from stream.observe import SourceView, TargetView
+from stream.phases import Phase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """One direction: how far behind, what its two sides say, what its target has set aside."""
+
+    lag: Lag | None = None
+    stuck: Stuck | None = None
+    source: SourceView | None = None
+    target: TargetView | None = None
+    quarantined: int | None = None
+    rereads: int | None = None
+    unfenced: tuple[str, ...] | None = None  # relations of its target without their fence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """The last look for orphans. `age_s` is by new's clock; `current`: of the keys as they are now."""
+
+    orphans: tuple[Orphans, ...]
+    at: datetime
+    age_s: float
+    current: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """Everything, read within one look."""
+
+    at: datetime
+    phase: Phase | None
+    turn: int | None
+    same_file: bool | None  # whether the file is the one that was prepared
+    streams: Mapping[Direction, Stream] = field(default_factory=dict)  # those that were prepared
+    loads: Mapping[str, str] | None = None  # load -> state
+    strangers: tuple[str, ...] | None = None  # old tables and columns that prepare did not see
+    foreign_keys: int | None = None  # of new's tables
+    orphans: Look | None = None  # None: not looked yet
+    unanalysed: tuple[str, ...] | None = None  # tables of new without statistics of what was loaded
+    lacking: tuple[str, ...] | None = None  # GRANTs that would give the roles on new what they have on old
+    strange_roles: tuple[str, ...] | None = None  # roles that write on old and are not there on new
+    unidentified: tuple[str, ...] | None = None  # tables of new without the replica identity that the way back needs

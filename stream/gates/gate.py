@@ -1,0 +1,57 @@
+"""A gate, judged: one condition that must hold before writes may move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class State(StrEnum):
+    PASSED = "passed"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    OFF = "off"  # by the file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """One condition. `detail` says what was found; `remedy` what to do when it does not pass.
+
+    One that does not block is a warning: the turn may go on over it.
+    """
+
+    gate: str
+    state: State
+    detail: str
+    remedy: str | None = None
+    blocks: bool = True
+
+    @property
+    def stops(self) -> bool:
+        return self.blocks and self.state not in (State.PASSED, State.OFF)
+
+
+def all_passed(gates: Iterable[Gate]) -> bool:
+    """Whether nothing stands in the way; unknown does. False without any gate: then nothing was judged."""
+    gates = list(gates)
+    return bool(gates) and not any(g.stops for g in gates)
+
+
+def passed(gate: str, detail: str) -> Gate:
+    return Gate(gate=gate, state=State.PASSED, detail=detail)
+
+
+def failed(gate: str, detail: str, remedy: str | None = None) -> Gate:
+    return Gate(gate=gate, state=State.FAILED, detail=detail, remedy=remedy)
+
+
+def unknown(gate: str, detail: str, remedy: str | None = None) -> Gate:
+    return Gate(gate=gate, state=State.UNKNOWN, detail=detail, remedy=remedy)
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """The first few, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
