@@ -168,7 +168,8 @@ class Backfill:
     def _adopt(self, rows: dict[str, LoadRow], session: Session, loads: Loads) -> None:
         """Take up loads that have chunks to read, or that have just ended."""
         self._check(rows)
-        for row in rows.values():
+        # The largest first: the small ones fill the gaps at the end.
+        for row in sorted(rows.values(), key=lambda row: row.bytes_estimate, reverse=True):
             if row.open and row.name not in self._claims and row.name not in self._finishing:
                 self._take_up(row, session, loads)
             elif row.state == "indexing" and row.name not in self._finishing:

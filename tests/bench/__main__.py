@@ -47,8 +47,11 @@ def round_of(bench: Rig, size: figures.Size, turn: int) -> dict[str, float]:
         bench.say(f"  {name}: {time.monotonic() - since:.1f} s")
 
     bench.slackwater("prepare", "--yes")
+    bench.start("capture", "apply")
+    alive = "select count(*) = 1 from slackwater.role where role = 'apply' and state = 'running'"
+    bench.until(lambda: bench.one(bench.new, alive), "apply", 60)
     since = time.monotonic()
-    bench.start(*ROLES)
+    bench.start("backfill")
     found |= figures.backfill(bench)
     took("backfill", since)
     since = time.monotonic()
