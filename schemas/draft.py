@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+from schemas.direction import Direction
 from schemas.lineage import Reader
 from schemas.mapping import Ref
 from schemas.names import readable
@@ -30,9 +31,20 @@ class Draft:
     touched: set[Ref] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
     expected: list[str] = field(default_factory=list)  # the outputs that a shorthand stands for
+    direction: Direction = Direction.FORWARD
 
     def refuse(self, cause: str, remedy: str) -> None:
         self.problems.append(Problem(cause=cause, remedy=remedy, where=self.place))
+
+    @property
+    def here(self) -> str:
+        """The side that it reads, for a message."""
+        return self.direction.source.value
+
+    @property
+    def there(self) -> str:
+        """The side that it writes, for a message."""
+        return self.direction.target.value
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -66,19 +78,25 @@ def matching(patterns: Iterable[str], names: Iterable[str]) -> set[str]:
 
 
 def drafts(
-    entries: Iterable[TableEntry], sources: Mapping[str, Table], targets: Mapping[str, Table], drop: set[Ref]
+    entries: Iterable[TableEntry],
+    sources: Mapping[str, Table],
+    targets: Mapping[str, Table],
+    drop: set[Ref],
+    direction: Direction = Direction.FORWARD,
 ) -> list[Draft]:
     """The file's entries, read."""
     made = []
     for entry in entries:
+        draft = Draft(
+            target=entry.to, text=entry.text or "", origin="select", place=entry.place, entry=entry, direction=direction
+        )
         if entry.from_ is not None:
-            draft = _shorthand(entry, entry.from_, sources, targets, drop)
-        else:
-            draft = Draft(target=entry.to, text=entry.text or "", origin="select", place=entry.place, entry=entry)
+            draft.origin = "from"
+            _shorthand(draft, entry, entry.from_, sources, targets, drop)
         if not draft.problems:
             draft.read(sources)
             if entry.from_ is not None:
-                _as_written(draft, entry)
+                as_written(draft)
         made.append(draft)
     return made
 
@@ -125,8 +143,8 @@ def _pairs(
                 draft.refuse(
                     f"column {source.name}.{column.name} is generated: logical replication does not carry it, and"
                     f" {target.name}.{name} would stay empty",
-                    f"write its expression under `set: {{{name}: ...}}`, make it generated in new as well, or drop it"
-                    f" on purpose: `drop: [{source.name}.{column.name}]`",
+                    f"write its expression under `set: {{{name}: ...}}`, make it generated in {draft.there} as well, or"
+                    f" drop it on purpose: `drop: [{source.name}.{column.name}]`",
                 )
             continue
         if name in new and new[name].generated:
@@ -144,18 +162,23 @@ def _select(items: list[tuple[str, str]], table: str) -> str:
 
 
 def _shorthand(
-    entry: TableEntry, name: str, sources: Mapping[str, Table], targets: Mapping[str, Table], drop: set[Ref]
-) -> Draft:
-    draft = Draft(target=entry.to, text="", origin="from", place=entry.place, entry=entry)
+    draft: Draft,
+    entry: TableEntry,
+    name: str,
+    sources: Mapping[str, Table],
+    targets: Mapping[str, Table],
+    drop: set[Ref],
+) -> None:
     source, target = sources.get(name), targets.get(entry.to)
     if source is None:
-        draft.refuse(f"there is no old table {name}{nearest(name, sources)}", "correct `from`")
+        draft.refuse(f"there is no {draft.here} table {name}{nearest(name, sources)}", "correct `from`")
     if target is None:
         draft.refuse(
-            f"new has no table {entry.to}{nearest(entry.to, targets)}", f"create {entry.to} in new, or correct `to`"
+            f"{draft.there} has no table {entry.to}{nearest(entry.to, targets)}",
+            f"create {entry.to} in {draft.there}, or correct `to`",
         )
     if source is None or target is None:
-        return draft
+        return
     for old in entry.rename:
         if old not in source.column_names:
             draft.refuse(f"`rename` names {old}, which {name} has not{nearest(old, source.column_names)}", "correct it")
@@ -167,21 +190,27 @@ def _shorthand(
         draft.refuse(f"nothing of {name} reaches {entry.to}", "rename its columns, or write `set` or a `select`")
     draft.expected = [new for _, new in items]
     draft.text = _select(items, name)
-    return draft
 
 
-def _as_written(draft: Draft, entry: TableEntry) -> None:
+def as_written(draft: Draft) -> None:
     """`set` holds expressions, and nothing that would end one and begin something else."""
     query = parse(draft.text).query
     items = select_items(draft.text)
-    more = {k for k, v in query.args.items() if v} - {"expressions", "from_"} if query is not None else set()
+    entry = draft.entry
     names = [o.name for o in draft.shape.outputs] if draft.shape is not None else []
-    if draft.shape is not None and (
-        more or names != draft.expected or len(items or ()) != len(names) or draft.shape.tables() != [entry.from_]
-    ):
+    more = {k for k, v in query.args.items() if v} - {"expressions", "from_"} if query is not None else set()
+    if entry is not None and entry.from_ is None:  # derived: it may join; its text has passed the same test without
+        more -= {"joins", "where"}
+    if draft.shape is None:
+        return
+    several = bool(draft.shape.branches)  # a derived `union all`
+    other = entry is not None and entry.from_ is not None and draft.shape.tables() != [entry.from_]
+    counted = several or len(items or ()) == len(names)
+    if (more and not several) or names != draft.expected or not counted or other:
         draft.problems.clear()
         draft.refuse(
-            f"`set` of {entry.to} is not a list of expressions", "give each new column one expression over old columns"
+            f"`set` of {draft.target} is not a list of expressions",
+            f"give each {draft.there} column one expression over {draft.here} columns",
         )
 
 

@@ -47,11 +47,13 @@ class Mapping:
     target rows depend on nothing else, so no mirror is needed. `key` is the target's key; `owner` is the subset of it
     that identifies the source row (or the owner row of a join): fan-out when `owner` is shorter than `key`. Both are
     empty for a table without a key. `row_deps` are the columns that decide whether and how many rows appear.
+    `scope` is a condition over the target's columns: the mapping speaks of those target rows alone, and leaves others
+    as they are (the way back from a table that took only some of the rows). None: of all of them.
     """
 
     target: str
     text: str
-    origin: str  # copy, from, select
+    origin: str  # copy, from, select, derived
     sources: tuple[str, ...]
     row_local: bool
     key: tuple[str, ...]
@@ -61,6 +63,7 @@ class Mapping:
     row_deps: frozenset[Ref]
     reads: dict[str, tuple[str, ...]]  # source -> columns read, in the table's order
     fingerprint: str  # of everything above that changes what is written
+    scope: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:

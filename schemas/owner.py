@@ -59,8 +59,9 @@ def of_row(draft: Draft, shape: Shape, source: Table, key: tuple[str, ...]) -> O
         return _without_key(draft, source)
     if not source.key:
         draft.refuse(
-            f"old table {source.name} has no primary key, so the key of {draft.target} cannot tell its rows apart",
-            f"give {source.name} a primary key; or give new's {draft.target} none, and old's"
+            f"{draft.here} table {source.name} has no primary key, so the key of {draft.target} cannot tell its rows"
+            " apart",
+            f"give {source.name} a primary key; or give {draft.there}'s {draft.target} none, and {draft.here}'s"
             f" {source.name} `replica identity full`",
         )
         return None
@@ -77,8 +78,8 @@ def of_row(draft: Draft, shape: Shape, source: Table, key: tuple[str, ...]) -> O
         draft.refuse(
             f"two rows of {source.name} could write one row of {draft.target}: the key ({', '.join(key)}) does not hold"
             f" {source.name}'s primary key ({', '.join(source.key)})",
-            f"add {', '.join(source.key)} to the key of {draft.target}; or, where many old rows become one, say how:"
-            " `group by` the key",
+            f"add {', '.join(source.key)} to the key of {draft.target}; or, where many {draft.here} rows become one,"
+            " say how: `group by` the key",
         )
         return None
     if shape.many and not any(outputs[k].many for k in key) and _surely_many(shape):
@@ -96,7 +97,8 @@ def of_row(draft: Draft, shape: Shape, source: Table, key: tuple[str, ...]) -> O
     if given and (set(given) != {source.name} or not _agrees(given[source.name], owner, outputs)):
         draft.refuse(
             f"`feeds` of {draft.target} is not what its SELECT says: {source.name} feeds it by {by}",
-            "leave `feeds` out: each row of new comes from one row of old, and the SELECT says which",
+            f"leave `feeds` out: each row of {draft.there} comes from one row of {draft.here}, and the SELECT says"
+            " which",
         )
     return Owner(columns=tuple(owner), feeds={source.name: feed})
 
@@ -108,8 +110,8 @@ def _columns(item: Item) -> set[str]:
 def _without_key(draft: Draft, source: Table) -> Owner | None:
     if source.identity is not Identity.FULL:
         draft.refuse(
-            f"{draft.target} has no key in new, so its rows are known by all of their columns, and {source.name} does"
-            " not send those of a deleted row",
+            f"{draft.target} has no key in {draft.there}, so its rows are known by all of their columns, and"
+            f" {source.name} does not send those of a deleted row",
             f"give {draft.target} a primary key, or name its `key:`; or run: alter table"
             f" {qualified(source.schema, source.name)} replica identity full",
         )
@@ -237,7 +239,7 @@ def of_join(
     """
     if not key:
         draft.refuse(
-            f"{draft.target} has no key in new, and its rows are made of several old rows",
+            f"{draft.target} has no key in {draft.there}, and its rows are made of several {draft.here} rows",
             f"give {draft.target} a primary key, or name its `key:`",
         )
         return None
@@ -246,7 +248,7 @@ def of_join(
     if not candidates:
         draft.refuse(
             f"the whole key of {draft.target} comes out of a set-returning function",
-            "add a column of an old table to the key",
+            f"add a column of a table of {draft.here} to the key",
         )
         return None
     deriver = Deriver(shape, sources, mirrors)
@@ -272,9 +274,9 @@ def of_join(
     pushed_down = not shape.gathers and all(outputs[k].origin is not None for k in owner)  # the planner does it then
     if not any(f.restrict for f in feeds.values()) and not pushed_down:
         draft.refuse(
-            f"no old table of {draft.target} holds its owner ({', '.join(owner)}) by itself, so every change would"
-            " compute it whole",
-            "begin the key with columns of one old table",
+            f"no {draft.here} table of {draft.target} holds its owner ({', '.join(owner)}) by itself, so every change"
+            " would compute it whole",
+            f"begin the key with columns of one {draft.here} table",
         )
         return None
     return Owner(columns=owner, feeds={t: feeds[t] for t in draft.sources})

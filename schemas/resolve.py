@@ -13,16 +13,18 @@ from collections.abc import Iterable
 from collections.abc import Mapping as Map
 from dataclasses import dataclass
 
+from schemas import reverse
 from schemas.control import MIRROR_SCHEMA, mirror_name
 from schemas.coverage import forgotten, misnamed
 from schemas.direction import Direction
-from schemas.draft import Draft, copies, drafts, dropped_columns, matching, nearest
-from schemas.mapping import Feed, Mapping, Output
+from schemas.draft import Draft, as_written, copies, drafts, dropped_columns, matching, nearest
+from schemas.mapping import Feed, Mapping, Output, Ref
 from schemas.names import qualified, readable
 from schemas.owner import of_join, of_row, row_local
 from schemas.problem import Problem
+from schemas.reversal import How, Reversal
 from schemas.shape import Item, Shape
-from schemas.spec import Spec
+from schemas.spec import ReverseEntry, Spec
 from schemas.sql_text import select_items
 from schemas.table import Identity, Table
 
@@ -34,35 +36,110 @@ Tables = Map[str, Table]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolution:
     """`mappings` can be used only when there are no `problems`. `streamed` are all sources that are read, in the
-    tables' order; `mirrors` those of them that some mapping joins or aggregates."""
+    tables' order; `mirrors` those of them that some mapping joins or aggregates. `reversals` are each old column's way
+    back (reverse only), tables that have none included."""
 
     mappings: tuple[Mapping, ...]
     mirrors: tuple[str, ...]
     streamed: tuple[str, ...]
     problems: tuple[Problem, ...]
+    reversals: tuple[Reversal, ...] = ()
 
 
 def resolve(spec: Spec, direction: Direction, sources: Tables, targets: Tables) -> Resolution:
     """Every mapping of one direction. Tables are keyed by their unqualified names."""
-    forward = direction is Direction.FORWARD
-    entries = spec.tables if forward else spec.reverse
-    dropped = dropped_columns(spec, entries)
-    made = drafts(entries, sources, targets, dropped)
+    if direction is Direction.REVERSE:
+        return _reverse(spec, sources, targets)
+    made, dropped = _forward(spec, sources, targets)
+    resolution = _resolved(spec, direction, made, sources, targets)
+    problems = misnamed(spec, spec.tables, sources) + forgotten(spec, made, sources, dropped)
+    return dataclasses.replace(resolution, problems=tuple(dict.fromkeys((*resolution.problems, *problems))))
+
+
+def _forward(spec: Spec, old: Tables, new: Tables) -> tuple[list[Draft], set[Ref]]:
+    """Entries and copies, read; and the old columns that are left behind on purpose."""
+    dropped = dropped_columns(spec, spec.tables)
+    made = drafts(spec.tables, old, new, dropped)
     _unqualified_drops(made, dropped)
-    if forward:
-        chosen = _copied(spec, made, sources)
-    else:
-        first = drafts(spec.tables, targets, sources, set())
-        written = {d.target for d in made}
-        chosen = [n for n in _copied(spec, first, targets) if n in sources and n not in written]
-    made += copies(chosen, sources, targets, dropped if forward else set(), spec.place("copy"))
-    mirrors = {n: qualified(MIRROR_SCHEMA, mirror_name(spec.migration, direction, n)) for n in sources}
+    made += copies(_copied(spec, made, old), old, new, dropped, spec.place("copy"))
+    return made, dropped
+
+
+def _reverse(spec: Spec, new: Tables, old: Tables) -> Resolution:
+    """What stands under `reverse`, and what is derived from the forward mappings for every other old table."""
+    direction = Direction.REVERSE
+    mirrors = _mirrors(spec, Direction.FORWARD, old)
+    there, _ = _forward(spec, old, new)
+    forward = [(d, m) for d in there if (m := _mapping(d, old, new, mirrors)) is not None]
+    added = {e.to: e for e in spec.reverse if e.adds}
+    made = drafts([e for e in spec.reverse if not e.adds], new, old, set(), direction)
+    _unqualified_drops(made, set())
+    written = {d.target for d in made}
+    reversals = [r for d in made if d.target in old for r in reverse.written(d, old[d.target])]
+    scopes: dict[str, str] = {}
+    unmade = [Problem(cause=c, remedy=r, where=e.place) for e in added.values() for c, r in _useless(e, old, forward)]
+    for way in reverse.derive(forward, old, new, added):
+        if way.table in written:
+            continue
+        reversals += way.reversals
+        if way.text is None:
+            if way.table in added:
+                unmade.append(_underived(added[way.table], way.why))
+            continue
+        made.append(_derived(spec, way, added.get(way.table), new))
+        if way.scope is not None:
+            scopes[way.table] = way.scope
+    resolution = _resolved(spec, direction, made, new, old)
+    return dataclasses.replace(
+        resolution,
+        mappings=tuple(dataclasses.replace(m, scope=scopes.get(m.target)) for m in resolution.mappings),
+        problems=tuple(dict.fromkeys((*resolution.problems, *unmade))),
+        reversals=tuple(reversals),
+    )
+
+
+def _derived(spec: Spec, way: reverse.Derived, entry: ReverseEntry | None, new: Tables) -> Draft:
+    """A derived SELECT, read as if it had been written."""
+    place = entry.place if entry is not None else f"{spec.place('reverse')}: {way.table}"
+    draft = Draft(
+        target=way.table, text=way.text or "", origin=way.origin, place=place, entry=entry, direction=Direction.REVERSE
+    )
+    draft.expected = [r.column for r in way.reversals if r.how is not How.NONE]
+    draft.read(new)
+    if entry is not None:
+        as_written(draft)
+    return draft
+
+
+def _useless(entry: ReverseEntry, old: Tables, forward: reverse.Forward) -> list[tuple[str, str]]:
+    if entry.to not in old:
+        return [(f"there is no old table {entry.to}{nearest(entry.to, old)}", "correct `to`")]
+    unknown = [c for c in entry.set_ if c not in old[entry.to].column_names]
+    if unknown:
+        near = nearest(unknown[0], old[entry.to].column_names)
+        return [(f"`set` names {unknown[0]}, which old's {entry.to} has not{near}", "name columns of the old table")]
+    if not any(entry.to in m.sources for _, m in forward):
+        return [(f"no mapping reads {entry.to}, so nothing of it is derived", "write its `select` over new tables")]
+    return []
+
+
+def _underived(entry: ReverseEntry, why: str) -> Problem:
+    return Problem(
+        cause=f"the way back to {entry.to} cannot be derived, so there is nothing to `set` columns of: {why}",
+        remedy="write its `select` over new tables",
+        where=entry.place,
+    )
+
+
+def _mirrors(spec: Spec, direction: Direction, sources: Tables) -> dict[str, str]:
+    return {n: qualified(MIRROR_SCHEMA, mirror_name(spec.migration, direction, n)) for n in sources}
+
+
+def _resolved(spec: Spec, direction: Direction, made: list[Draft], sources: Tables, targets: Tables) -> Resolution:
+    mirrors = _mirrors(spec, direction, sources)
     mappings = [m for d in made if (m := _mapping(d, sources, targets, mirrors)) is not None]
     problems = [p for d in made for p in d.problems]
     problems += _twice(made)
-    if forward:
-        problems += misnamed(spec, entries, sources)
-        problems += forgotten(spec, made, sources, dropped)
     problems += _unstreamable(made, mappings, sources)
     read = {s for m in mappings for s in m.sources}
     mirrored = {s for m in mappings if not m.row_local for s in m.sources}
@@ -124,15 +201,15 @@ def _unstreamable(made: Iterable[Draft], mappings: Iterable[Mapping], sources: T
             continue
         full = f"alter table {qualified(table.schema, name)} replica identity full"
         if not table.key and name in mirrored:
-            cause = f"old table {name} has no primary key, and {mirrored[name].target} joins or aggregates it"
+            cause = f"{draft.here} table {name} has no primary key, and {mirrored[name].target} joins or aggregates it"
             remedy = f"give {name} a primary key, or map it by itself, row by row"
         elif not table.key and table.identity is not Identity.FULL:
-            cause = f"old table {name} has no primary key, so its changes do not say which row they are about"
+            cause = f"{draft.here} table {name} has no primary key, so its changes do not say which row they are about"
             remedy = f"run: {full}; or give {name} a primary key"
         elif table.key and not set(table.key) <= set(table.identity_columns):
             cause = (
-                f"the replica identity of old table {name} does not hold its primary key ({', '.join(table.key)}),"
-                " so a change does not say which row it is about"
+                f"the replica identity of {draft.here} table {name} does not hold its primary key"
+                f" ({', '.join(table.key)}), so a change does not say which row it is about"
             )
             remedy = f"run: alter table {qualified(table.schema, name)} replica identity default; or: {full}"
         else:
@@ -147,13 +224,16 @@ def _mapping(draft: Draft, sources: Tables, targets: Tables, mirrors: Map[str, s
     target = targets.get(draft.target)
     if target is None and draft.origin == "select":
         draft.refuse(
-            f"there is no new table {draft.target}{nearest(draft.target, targets)}", "create it in new, or correct `to`"
+            f"there is no {draft.there} table {draft.target}{nearest(draft.target, targets)}",
+            f"create it in {draft.there}, or correct `to`",
         )
     if shape is None or target is None or draft.problems:
         return None
     _outputs(draft, shape, target)
     if not draft.sources:
-        draft.refuse(f"the mapping of {draft.target} reads no old table", "write a SELECT over old tables")
+        draft.refuse(
+            f"the mapping of {draft.target} reads no {draft.here} table", f"write a SELECT over {draft.here} tables"
+        )
     key = _key(draft, shape, target)
     if draft.problems:
         return None
@@ -193,13 +273,14 @@ def _outputs(draft: Draft, shape: Shape, target: Table) -> None:
             )
         elif name not in target.column_names:
             draft.refuse(
-                f"the mapping of {draft.target} gives a column {name}, which new's {draft.target} has not"
+                f"the mapping of {draft.target} gives a column {name}, which {draft.there}'s {draft.target} has not"
                 f"{nearest(name, target.column_names)}",
-                f"name it as new does (`... as name`), leave it out, or add {name} to {draft.target}",
+                f"name it as {draft.there} does (`... as name`), leave it out, or add {name} to {draft.target}",
             )
         elif target.column(name).generated:
             draft.refuse(
-                f"column {draft.target}.{name} is generated in new, so it cannot be written", f"leave {name} out"
+                f"column {draft.target}.{name} is generated in {draft.there}, so it cannot be written",
+                f"leave {name} out",
             )
     for name in dict.fromkeys(n for n in names if n and names.count(n) > 1):
         draft.refuse(f"the mapping of {draft.target} gives {name} {names.count(name)} times", "keep one of them")
@@ -208,8 +289,19 @@ def _outputs(draft: Draft, shape: Shape, target: Table) -> None:
         if needed and column.name not in names:
             draft.refuse(
                 f"column {draft.target}.{column.name} is NOT NULL without a default, and the mapping does not give it",
-                f"add it to the mapping (`... as {readable(column.name)}`), or give it a default in new",
+                _give(draft, column.name),
             )
+
+
+def _give(draft: Draft, column: str) -> str:
+    name, of = readable(column), f"or give it a default in {draft.there}"
+    if draft.direction is Direction.REVERSE and (draft.entry is None or draft.entry.set_):
+        source = ", ".join(draft.sources)
+        return (
+            f"say how it is computed from {source}: `reverse: [{{to: {draft.target}, set: {{{name}: <expression>}}}}]`"
+            f" (a constant will do, such as \"''\"), {of}"
+        )
+    return f"add it to the mapping (`... as {name}`), {of}"
 
 
 def _key(draft: Draft, shape: Shape, target: Table) -> tuple[str, ...]:
@@ -219,9 +311,9 @@ def _key(draft: Draft, shape: Shape, target: Table) -> tuple[str, ...]:
     for name in key:
         if name not in target.column_names:
             draft.refuse(
-                f"`key` of {draft.target} names {name}, which new's {draft.target} has not"
+                f"`key` of {draft.target} names {name}, which {draft.there}'s {draft.target} has not"
                 f"{nearest(name, target.column_names)}",
-                "name columns of the new table",
+                f"name columns of the {draft.there} table",
             )
         elif name not in names:
             draft.refuse(

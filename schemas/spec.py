@@ -175,14 +175,18 @@ class TableEntry(Part):
             for name, value in (("from", self.from_), ("select", self.select), ("sql", self.sql))
             if value is not None
         ]
-        if len(given) != 1:
+        if len(given) != 1 and (given or not self._adds()):
             said = " and ".join(given) if given else "none of them"
             raise ValueError(f"an entry needs exactly one of `from`, `select` and `sql`; this one has {said}")
-        if self.from_ is None and (self.rename or self.set_):
+        if self.from_ is None and (self.rename or (self.set_ and not self._adds())):
             raise ValueError("`rename` and `set` go with `from`; in a SELECT, write `old as new` or the expression")
         if self.key is not None and (not self.key or len(set(self.key)) != len(self.key)):
             raise ValueError("`key` lists each column once, and at least one; leave it out for the table's primary key")
         return self
+
+    def _adds(self) -> bool:
+        """Whether the entry only says how columns are computed, of a SELECT that is derived."""
+        return False
 
     @property
     def text(self) -> str | None:
@@ -200,6 +204,18 @@ class TableEntry(Part):
             "to": self.to, "from": self.from_, "rename": self.rename, "set": self.set_, "drop": sorted(self.drop),
             "key": self.key, "text": self.text, "feeds": self.feeds,
         }  # fmt: skip
+
+
+class ReverseEntry(TableEntry):
+    """One old table's way back. With `set` alone, the rest of its SELECT is derived from the forward mappings."""
+
+    def _adds(self) -> bool:
+        return self.from_ is None and self.select is None and self.sql is None and bool(self.set_) and not self.rename
+
+    @property
+    def adds(self) -> bool:
+        """Whether it only says how some columns are computed."""
+        return self._adds()
 
 
 class Spec(Part):
@@ -223,7 +239,7 @@ class Spec(Part):
     drop: Names = Field(default_factory=list, description="old columns (table.column) that new does without")
     trust: Names = Field(default_factory=list, description="functions that depend on their arguments alone")
     tables: list[TableEntry] = Field(default_factory=list)
-    reverse: list[TableEntry] = Field(default_factory=list)
+    reverse: list[ReverseEntry] = Field(default_factory=list)
     _path: Path | None = PrivateAttr(None)
     _document: yaml_file.Document | None = PrivateAttr(None)
 

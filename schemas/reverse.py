@@ -1,0 +1,254 @@
+"""The way back, derived: for each old table the SELECT over new tables that gives its rows again.
+
+Invariant: what is derived never guesses. A row is taken from a new table only where that table says which old row it
+is; a column only where its expression can be turned round; what is not derived is named, with why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from collections.abc import Mapping as Map
+from dataclasses import dataclass, field
+
+from sqlglot import exp
+
+from schemas.draft import Draft
+from schemas.inverse import Inverse
+from schemas.mapping import Mapping
+from schemas.names import readable
+from schemas.pieces import Piece, Useless, pieces
+from schemas.reversal import How, Loss, Reversal
+from schemas.spec import TableEntry
+from schemas.sql_text import over_columns
+from schemas.table import Table
+
+Tables = Map[str, Table]
+Forward = Sequence[tuple[Draft, Mapping]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Derived:
+    """One old table's way back. `text` is None where there is none, and `why` says what is in the way.
+
+    `scope` is the condition on old rows that the way back speaks of, where it does not speak of all of them.
+    """
+
+    table: str
+    text: str | None = None
+    origin: str = "derived"
+    why: str = ""
+    scope: str | None = None
+    reversals: list[Reversal] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Choice:
+    """Where an old table's rows come from: a base, joined by what holds its further columns; or several, one each."""
+
+    parts: list[Piece]
+    joined: list[Piece] = field(default_factory=list)
+    columns: dict[str, Inverse] = field(default_factory=dict)
+
+
+def derive(forward: Forward, old: Tables, new: Tables, entries: Map[str, TableEntry]) -> list[Derived]:
+    """Every old table that a forward mapping reads. `entries` are those under `reverse` that only set columns."""
+    read = {s for _, m in forward for s in m.sources}
+    return [_derive(old[name], forward, old, new, entries.get(name)) for name in old if name in read]
+
+
+def _derive(table: Table, forward: Forward, old: Tables, new: Tables, entry: TableEntry | None) -> Derived:
+    found = _pieces(table, forward, old, new, qualified=True)
+    usable = [p for p in found if isinstance(p, Piece)]
+    choice = _choose(table, usable)
+    failed = _failed(table, found)
+    if isinstance(choice, str):
+        why = "; ".join([choice, *(f"{p.new}: {p.why}" for p in found if isinstance(p, Useless))])
+        lost = [_none(table.name, c.name, why) for c in table.columns if not c.generated]
+        return Derived(table=table.name, why=why, reversals=lost)
+    if len(choice.parts) == 1 and not choice.joined:  # written without the table's name before each column
+        again = _pieces(table, forward, old, new, qualified=False)
+        choice.parts = [p for p in again if isinstance(p, Piece) and p.new == choice.parts[0].new]
+        choice.columns = dict(choice.parts[0].columns)
+    made = Derived(table=table.name)
+    if choice.parts[0].mapping.origin == "copy":
+        made.origin = "copy"
+    given = dict(entry.set_) if entry is not None else {}
+    text = _text(table, choice, given)
+    made.reversals = [_reversal(table.name, c.name, choice, given, failed) for c in table.columns if not c.generated]
+    if not table.key:
+        left = [r.column for r in made.reversals if r.loss is not Loss.LOSSLESS]
+        if left:
+            made.why = f"{table.name} has no key, so its rows are known by all of their columns, and"
+            made.why += f" {', '.join(left)} does not come back as it was"
+            made.reversals = [_none(table.name, r.column, r.why or made.why) for r in made.reversals]
+            return made
+    made.text = text
+    made.scope = _scope(table, choice)
+    return made
+
+
+def _pieces(table: Table, forward: Forward, old: Tables, new: Tables, *, qualified: bool) -> list[Piece | Useless]:
+    return [
+        piece
+        for draft, mapping in forward
+        if table.name in mapping.sources
+        for piece in pieces(draft, mapping, old, new[mapping.target], qualified=qualified)
+        if piece.old == table.name
+    ]
+
+
+def _choose(table: Table, usable: list[Piece]) -> _Choice | str:
+    """Where the rows come from, or why they come from nowhere."""
+    if not usable:
+        return "no new table gives its rows back"
+    whole = [p for p in usable if p.whole]
+    if not whole and len(usable) > 1:
+        if all(a.apart(b) for i, a in enumerate(usable) for b in usable[i + 1 :]):
+            return _side_by_side(usable)
+        names = ", ".join(p.new for p in usable)
+        return f"{names} each hold a part of its rows, and it is not said that no row is in two of them"
+    base = max(whole or usable, key=_worth)
+    choice = _Choice(parts=[base], columns=dict(base.columns))
+    if not table.key:
+        return choice
+    for piece in sorted((p for p in usable if p is not base), key=_worth, reverse=True):
+        better = {c: i for c in piece.columns if (i := _through(table, piece, c, choice.columns.get(c))) is not None}
+        if better:
+            choice.joined.append(piece)
+            choice.columns |= better
+    return choice
+
+
+def _worth(piece: Piece) -> tuple[int, int]:
+    return sum(not i.loses for i in piece.columns.values()), len(piece.columns)
+
+
+def _side_by_side(parts: list[Piece]) -> _Choice:
+    """Tables that each hold the rows of one value."""
+    common = [c for c in parts[0].columns if all(c in p.columns for p in parts)]
+    columns = {}
+    for name in common:
+        found = [p.columns[name] for p in parts]
+        loses = "; ".join(dict.fromkeys(i.loses for i in found if i.loses))
+        cuts = "; ".join(dict.fromkeys(i.cuts for i in found if i.cuts))
+        columns[name] = Inverse(column=name, sql=", ".join(dict.fromkeys(i.sql for i in found)), loses=loses, cuts=cuts)
+    return _Choice(parts=parts, columns=columns)
+
+
+def _through(table: Table, piece: Piece, column: str, before: Inverse | None) -> Inverse | None:
+    """The column by way of a joined piece, where that is better than what there is."""
+    inverse = piece.columns[column]
+    loses = inverse.loses
+    if not piece.whole and not piece.decides(column):
+        if table.column(column).not_null:
+            return None
+        loses = "; ".join(filter(None, (loses, f"rows that are not in {piece.new} lose it")))
+    if before is not None and (loses or not before.loses):
+        return None
+    return Inverse(column=column, sql=inverse.sql, loses=loses, cuts=inverse.cuts)
+
+
+# The text.
+
+
+def _text(table: Table, choice: _Choice, given: Map[str, str]) -> str:
+    names = [c.name for c in table.columns if c.name in choice.columns or c.name in given]
+    if len(choice.parts) > 1:
+        return "\nunion all\n".join(_one(part, part.columns, names, given, []) for part in choice.parts)
+    return _one(choice.parts[0], choice.columns, names, given, choice.joined)
+
+
+def _one(
+    base: Piece, columns: Map[str, Inverse], names: Iterable[str], given: Map[str, str], joined: Sequence[Piece]
+) -> str:
+    items = []
+    for name in names:
+        sql = given[name].strip() if name in given else columns[name].sql
+        same = sql == readable(name) or sql.endswith(f".{readable(name)}")
+        items.append(sql if same and name not in given else f"{sql} as {readable(name)}")
+    source = readable(base.new)
+    for piece in joined:
+        keys = [f"{piece.columns[k].sql} = {base.columns[k].sql}" for k in base.columns if k in _key(base, piece)]
+        there = [f"{readable(piece.new)}.{readable(piece.witness)} is not null"] if piece.witness else []
+        source += f"\nleft join {readable(piece.new)} on {' and '.join([*keys, *there])}"
+    name = f"{readable(base.new)}." if joined else ""
+    where = f"where {name}{readable(base.witness)} is not null" if base.witness else ""
+    short = f"select {', '.join(items)} from {source} {where}".rstrip()
+    if len(short) <= 100 and "\n" not in short:
+        return short
+    return ("select " + ",\n       ".join(items) + f"\nfrom {source}\n{where}").rstrip()
+
+
+def _key(base: Piece, other: Piece) -> tuple[str, ...]:
+    return tuple(k for k in base.key if k in other.columns)
+
+
+def _scope(table: Table, choice: _Choice) -> str | None:
+    """The condition that the rows of the choice were taken by, over the old table's own columns."""
+    columns = {c.name: c.name for c in table.columns}
+    if any(p.whole for p in choice.parts):
+        return None
+    said = []
+    for part in choice.parts:
+        if not part.filter:
+            return None
+        spelled = [over_columns(c.sql(dialect="postgres"), columns) for c in part.filter]
+        if not all(spelled):
+            return None
+        said.append(" and ".join(f"({s})" for s in spelled))
+    return said[0] if len(said) == 1 else " or ".join(f"({s})" for s in said)
+
+
+# What is said of each column.
+
+
+def _failed(table: Table, found: Sequence[Piece | Useless]) -> dict[str, str]:
+    """Why a column that is read does not come back."""
+    why: dict[str, str] = {}
+    for piece in found:
+        for column, said in piece.failed.items() if isinstance(piece, Piece) else ():
+            why.setdefault(column, said)
+    for piece in found:
+        if isinstance(piece, Useless):
+            for column in table.column_names:
+                if column in piece.reads:
+                    why.setdefault(column, f"{piece.new}: {piece.why}")
+    return why
+
+
+def _reversal(table: str, column: str, choice: _Choice, given: Map[str, str], failed: Map[str, str]) -> Reversal:
+    if column in given:
+        return Reversal(
+            table=table, column=column, how=How.WRITTEN, loss=Loss.UNKNOWN, expression=given[column].strip()
+        )
+    inverse = choice.columns.get(column)
+    if inverse is None:
+        return _none(table, column, failed.get(column, "no new column is made from it"))
+    loss = Loss.LOSSY if inverse.loses else Loss.LOSSLESS
+    return Reversal(
+        table=table, column=column, how=How.DERIVED, loss=loss, expression=inverse.sql, why=inverse.loses,
+        cuts=inverse.cuts,
+    )  # fmt: skip
+
+
+def _none(table: str, column: str, why: str) -> Reversal:
+    return Reversal(table=table, column=column, how=How.NONE, loss=Loss.LOST, why=why)
+
+
+def written(draft: Draft, table: Table) -> list[Reversal]:
+    """Of a SELECT under `reverse`: what it gives is written, the rest is lost."""
+    given = {o.name: o for o in draft.shape.outputs} if draft.shape is not None else {}
+    return [
+        Reversal(
+            table=table.name, column=c.name, how=How.WRITTEN, loss=Loss.UNKNOWN, place=draft.place,
+            expression=_shown(given[c.name].node) or c.name,
+        )
+        if c.name in given
+        else _none(table.name, c.name, "the SELECT under `reverse` does not give it")
+        for c in table.columns
+        if not c.generated
+    ]  # fmt: skip
+
+
+def _shown(node: exp.Expr | None) -> str:
+    return "" if node is None else node.sql(dialect="postgres", comments=False)
