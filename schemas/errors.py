@@ -4,6 +4,8 @@
     |-- ConfigError            the file or the command line is wrong                       exit 2
     |   `-- MappingError       one mapping in the file is wrong
     |-- Refused                the answer is no; every reason is listed                    exit 3
+    |-- Aborted                given up before anything was changed                        exit 4
+    |-- Ambiguous              the state could not be proven                               exit 5
     |-- Unavailable            a server did not answer; trying again is right              BACKOFF
     |   `-- Contended          deadlock, serialization failure, lock timeout               BACKOFF
     |-- Superseded             another process owns this role now                          NEVER
@@ -64,6 +66,22 @@ class Refused(SlackwaterError):
     def __init__(self, cause: str, *, reasons: tuple[str, ...] = (), hint: str = "") -> None:
         super().__init__(cause, hint=hint)
         self.reasons = reasons
+
+
+class Aborted(SlackwaterError):
+    """A turn was given up before its point of no return: the side that was open is open, and nothing is lost."""
+
+    exit_code = 4
+
+    def __init__(self, cause: str, *, reasons: tuple[str, ...] = (), hint: str = "") -> None:
+        super().__init__(cause, hint=hint)
+        self.reasons = reasons
+
+
+class Ambiguous(SlackwaterError):
+    """What state a turn has reached could not be proven; `hint` says what to look at and what to run."""
+
+    exit_code = 5
 
 
 class Unavailable(SlackwaterError):

@@ -222,7 +222,7 @@ def who_writes(turns: Mapping[Side, control.Turn | None], looks: Mapping[Side, o
 
 
 def takes_writes(turn: control.Turn) -> bool:
-    return turn.fence_turn is None or turn.open_turn >= turn.fence_turn
+    return turn.open
 
 
 def current_turn(turns: Mapping[Side, control.Turn | None], looks: Mapping[Side, object]) -> int | None:

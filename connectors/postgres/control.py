@@ -86,6 +86,11 @@ class Turn:
     open_turn: int
     fence_turn: int | None
 
+    @property
+    def open(self) -> bool:
+        """Whether the side takes the application's writes."""
+        return self.fence_turn is None or self.open_turn >= self.fence_turn
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:

@@ -79,15 +79,26 @@ def create_in_transaction(conn: Connection, migration: str, side: Side, turn: in
 
     `create or replace` resets ENABLE ALWAYS, so both are one step. ONLY: the partitions get triggers of their own.
     """
-    table = sql.Identifier(*relation)
+    for statement in _created(sql.Identifier(*relation), migration, side, turn):
+        conn.execute(statement)
+
+
+def create_held(conn: Connection, migration: str, side: Side, turn: int, held: Iterable[Relation]) -> None:
+    """The fence on every relation of `held`, in one round trip, within the transaction that holds their locks."""
+    statements = [s for relation in held for s in _created(sql.Identifier(*relation), migration, side, turn)]
+    if statements:
+        conn.execute(sql.SQL("; ").join(statements))
+
+
+def _created(table: sql.Identifier, migration: str, side: Side, turn: int) -> tuple[sql.Composed, sql.Composed]:
     trigger = sql.Identifier(control.FENCE_TRIGGER)
-    conn.execute(
+    return (
         sql.SQL(
             "create or replace trigger {} before insert or update or delete or truncate on {}"
             " for each statement execute function slackwater.refuse({}, {}, {})"
-        ).format(trigger, table, sql.Literal(migration), sql.Literal(side.value), sql.Literal(str(turn)))
+        ).format(trigger, table, sql.Literal(migration), sql.Literal(side.value), sql.Literal(str(turn))),
+        sql.SQL("alter table only {} enable always trigger {}").format(table, trigger),
     )
-    conn.execute(sql.SQL("alter table only {} enable always trigger {}").format(table, trigger))
 
 
 def ensure(

@@ -126,6 +126,22 @@ VERBS = (
         example="slackwater -c shop.yaml journal --verify",
     ),
     Verb(
+        name="cutover",
+        module="cutover",
+        summary="Move the application's writes to the new side",
+        example="slackwater -c shop.yaml cutover --dry-run",
+        changes=True,
+        asks=True,
+    ),
+    Verb(
+        name="rollback",
+        module="rollback",
+        summary="Move the application's writes back to the old side",
+        example='slackwater -c shop.yaml rollback --as "checkout is slow on new"',
+        changes=True,
+        asks=True,
+    ),
+    Verb(
         name="cancel",
         module="cancel",
         summary="End the migration and remove every trace of it",

@@ -1,0 +1,36 @@
+"""`slackwater rollback`: the application's writes move back to old."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from schemas.direction import Side
+from schemas.errors import ConfigError
+from stream.cli import turning
+
+
+def rollback(
+    dry_run: turning.DryRun = False,
+    max_pause: turning.MaxPause = None,
+    terminate_blockers: turning.TerminateBlockers = False,
+    waive: Annotated[str, typer.Option(help="Gates that need not pass; needs --reason.", metavar="GATE,...")] = "",
+    reason: Annotated[str | None, typer.Option(help="Why; kept in the journal.", metavar="TEXT")] = None,
+) -> None:
+    """Move the application's writes back to the old side, which the reverse stream has kept exact.
+
+    The same function as `cutover`, with the roles swapped and the same exits. Afterwards the migration streams forward
+    again, and can be cut over again.
+    """
+    gates = tuple(g.strip() for g in waive.split(",") if g.strip())
+    if gates and not (reason and reason.strip()):
+        raise ConfigError("a waiver needs a reason", hint='--reason "why these gates need not pass"')
+    turning.turn_to(
+        Side.OLD,
+        dry_run=dry_run,
+        max_pause=max_pause,
+        terminate_blockers=terminate_blockers,
+        waive=gates,
+        reason=reason,
+    )

@@ -1,0 +1,96 @@
+"""The journal's word on turns: what was intended, what was finished. History, never the authority."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+
+from connectors.postgres import control
+from connectors.postgres.session import Connection, translated
+from schemas.errors import Refused
+from stream import state
+from stream.journal import append
+from stream.phases import Phase
+from stream.turn.turning import Turning
+
+VERBS = ("cutover", "rollback", "failover")
+
+_LATEST = """
+select step, outcome, detail, at from slackwater.journal
+ where migration = %s and step = any(%s) and (%s::text is null or outcome = %s) order by seq desc limit 1
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """The newest entry of a verb that turns. `outcome`: intent, done, aborted, refused."""
+
+    verb: str
+    outcome: str
+    detail: dict[str, Any]
+    at: datetime
+
+    @property
+    def turn(self) -> int:
+        return int(self.detail.get("turn", -1))
+
+
+def latest(conn: Connection, migration: str, outcome: str | None = None) -> Past | None:
+    """The newest entry of the verbs that turn; with an outcome, of those that came to it."""
+    if not control.installed(conn):
+        return None
+    with translated("reading the journal"):
+        row = conn.execute(_LATEST, (migration, list(VERBS), outcome, outcome)).fetchone()
+    if row is None:
+        return None
+    step, how, detail, at = cast("tuple[str, str, dict[str, Any], datetime]", row)
+    return Past(verb=step, outcome=how, detail=detail, at=at)
+
+
+def home(t: Turning) -> Phase:
+    """The phase of a migration whose turn towards `to` has not happened."""
+    return Phase.ARMED if t.turn % 2 else Phase.SWITCHED
+
+
+def arrived(t: Turning) -> Phase:
+    """The phase of one whose turn towards `to` has."""
+    return Phase.SWITCHED if t.turn % 2 else Phase.ARMED
+
+
+def intend(t: Turning, conn: Connection) -> None:
+    """The intent, in the caller's transaction on new, and the phase with it. Errors: Refused."""
+    now = state.phase(conn, t.migration, lock=True)
+    if now is not home(t):
+        raise Refused(f"migration {t.migration} is {now}, not {home(t)}", hint=f"{t.command} status")
+    detail = {"turn": t.turn, "from": t.source.value, "to": t.to.value, "attempt": t.attempt}
+    append(conn, t.migration, actor=t.actor(conn), step=t.order.verb, outcome="intent", detail=detail)
+    state.advance(conn, t.migration, Phase.SWITCHING, actor=t.actor(conn))
+
+
+def withdraw(t: Turning, conn: Connection, outcome: str, detail: dict[str, Any]) -> None:
+    """Nothing happened: the phase goes back, if the intent that stands is this run's own (or nobody's who lives)."""
+    with translated("recording that nothing happened"), conn.transaction():
+        now = state.phase(conn, t.migration, lock=True)
+        newest = latest(conn, t.migration)
+        mine = newest is not None and newest.outcome == "intent" and newest.detail.get("attempt") == t.attempt
+        if now is Phase.SWITCHING and mine:
+            state.advance(conn, t.migration, home(t), actor=t.actor(conn))
+        append(conn, t.migration, actor=t.actor(conn), step=t.order.verb, outcome=outcome, detail=detail)
+
+
+def put_right(t: Turning, conn: Connection) -> bool:
+    """A turn that died before anything happened leaves `switching` behind: back to where it was. True if it did."""
+    with translated("putting the phase right"), conn.transaction():
+        if state.phase(conn, t.migration, lock=True) is not Phase.SWITCHING:
+            return False
+        state.advance(conn, t.migration, home(t), actor=t.actor(conn), detail={"because": "nothing had happened"})
+    return True
+
+
+def reach(t: Turning, conn: Connection) -> None:
+    """The phase follows the turn rows, in the caller's transaction on new: they are the authority."""
+    if state.phase(conn, t.migration, lock=True) is arrived(t):
+        return
+    state.advance(conn, t.migration, Phase.SWITCHING, actor=t.actor(conn))
+    state.advance(conn, t.migration, arrived(t), actor=t.actor(conn), detail={"turn": t.turn})

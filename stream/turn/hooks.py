@@ -1,0 +1,80 @@
+"""The user's own commands around a turn, with what they need to know in their environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from schemas.errors import Aborted
+from stream.turn.turning import Turning
+
+PATIENCE_S = 120.0
+SHOWN = 400  # characters of what a hook said
+
+
+def before(t: Turning) -> None:
+    """`before_cutover`, `before_rollback`. Errors: Aborted when it fails, or does not end."""
+    command = t.spec.hooks.before_cutover if t.order.verb == "cutover" else t.spec.hooks.before_rollback
+    if command is None:
+        return
+    with t.steps.step(f"hook before_{t.order.verb}"):
+        if problem := _run(t, f"before_{t.order.verb}", command):
+            raise Aborted(f"the hook before_{t.order.verb} {problem}", hint=f"put it right, then {t.again}")
+
+
+def after(t: Turning) -> None:
+    """`on_change`, then `after_cutover` or `after_rollback`. One that fails is reported: the turn stands."""
+    hooks = t.spec.hooks
+    following = hooks.after_cutover if t.order.verb == "cutover" else hooks.after_rollback
+    for name, command in (("on_change", hooks.on_change), (f"after_{t.order.verb}", following)):
+        if command is None:
+            continue
+        with t.steps.step(f"hook {name}"):
+            if problem := _run(t, name, command):
+                t.note(f"the hook {name} {problem}; the turn stands")
+
+
+def environment(t: Turning, name: str) -> dict[str, str]:
+    """What a hook is told."""
+    told = {
+        "SLACKWATER_HOOK": name,
+        "SLACKWATER_MIGRATION": t.migration,
+        "SLACKWATER_VERB": t.order.verb,
+        "SLACKWATER_FROM": t.source.value,
+        "SLACKWATER_TO": t.to.value,
+        "SLACKWATER_TURN": str(t.turn),
+        "SLACKWATER_WRITES": t.to.value if t.closed else t.source.value,
+        "SLACKWATER_PAUSE_SECONDS": "" if t.pause_s is None else f"{t.pause_s:.3f}",
+    }
+    if t.spec.path is not None:
+        told["SLACKWATER_CONFIG"] = str(t.spec.path)
+    return told
+
+
+def _run(t: Turning, name: str, command: str) -> str | None:
+    """None when it exits with 0; else a clause that says how it ended."""
+    folder: Path | None = t.spec.path.parent if t.spec.path is not None else None
+    t.say(f"hook {name}: {command}")
+    try:
+        done = subprocess.run(
+            ["/bin/sh", "-c", command],
+            cwd=folder,
+            env={**os.environ, **environment(t, name)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=PATIENCE_S,
+            start_new_session=True,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"did not end in {PATIENCE_S:.0f} s"
+    except OSError as error:
+        return f"could not be started: {error.strerror}"
+    if done.returncode == 0:
+        return None
+    said = done.stdout.strip()[-SHOWN:]
+    return f"exited with {done.returncode}" + (f": {said}" if said else "")

@@ -1,0 +1,270 @@
+"""The one function that turns the tide, in either direction: design.md section 7.
+
+Invariants: nothing is closed before everything on it is proven to be on the other side; after the closing commit there
+is only forward. Every step can be killed and run again: the turn rows say where it stands.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from connectors.failpoint import failpoint
+from connectors.postgres import turn as turns
+from connectors.postgres.lease import Lease
+from connectors.postgres.session import Connection
+from schemas.direction import Side
+from schemas.errors import Ambiguous, ConfigError, Refused, SlackwaterError, Unavailable
+from schemas.spec import Spec
+from stream import journal, prepared, state
+from stream.journal import Actor
+from stream.phases import Phase
+from stream.turn import closing, drain, history, hold, hooks, opening
+from stream.turn.outcome import Outcome, result_of
+from stream.turn.standing import How, writes
+from stream.turn.turning import Gates, Order, Turning
+
+
+def turn(
+    spec: Spec,
+    order: Order,
+    *,
+    actor: Callable[[Connection], Actor],
+    gates: Gates,
+    say: Callable[[str], None],
+    stop: threading.Event,
+) -> Outcome:
+    """Move the application's writes to `order.to`, or say why not. `stop` ends it before the point of no return.
+
+    Whatever happens is an Outcome; only a wrong configuration is raised. Errors: ConfigError.
+    """
+    t = Turning(spec=spec, order=order, actor=actor, gates=gates, say=say, stop=stop)
+    outcome = Outcome(verb=order.verb, result="failed", dry_run=order.dry_run)
+    try:
+        outcome.result = _turn(t, outcome)
+    except ConfigError:
+        raise
+    except SlackwaterError as error:
+        _explain(t, outcome, error)
+    except Exception as error:
+        _explain(t, outcome, SlackwaterError(f"{type(error).__name__}: {error}", hint="this is a defect of slackwater"))
+        if not t.closed and not t.intended:
+            raise
+    finally:
+        _let_go(t)
+        try:
+            _look(t, outcome)
+        finally:
+            t.close_sessions()
+    return outcome
+
+
+def _turn(t: Turning, outcome: Outcome) -> str:
+    t.open_sessions()
+    t.lease = Lease(t.dsn(Side.NEW), t.migration, who=t.application, idle_s=max(20.0, 2 * t.order.max_pause_s))
+    t.prepared = prepared.load(t.conns[Side.NEW], t.migration)
+    if t.prepared is None:
+        raise Refused(f"migration {t.migration} is not prepared", hint=f"{t.command} prepare")
+    now = t.standing()
+    t.turn = now.turn
+    match now.how:
+        case How.BOTH:
+            raise Ambiguous(
+                f"old and new both take writes: {t.source} lost its fence, as in a failover to a standby that lagged",
+                hint=f"stop the application on {t.source}; compare the sides (`{t.command} verify`); then"
+                f" {t.command} failover --to {t.to} --accept-loss --source-isolated closes {t.source}",
+            )
+        case How.ELSEWHERE:
+            other = t.again.removesuffix(t.order.verb) + ("rollback" if t.order.verb == "cutover" else "cutover")
+            raise Refused(
+                f"{t.to} is closed and {t.source} is not yet open: turn {now.turn} has not come to its end",
+                hint=f"`{other}` finishes it",
+            )
+        case How.OPEN:
+            return _complete(t)
+        case How.CLOSED:
+            return "refused" if t.order.dry_run else _resume(t)
+    return _whole(t, outcome)
+
+
+def _whole(t: Turning, outcome: Outcome) -> str:
+    """From the gates to the end."""
+    new = t.conns[Side.NEW]
+    if history.put_right(t, new):
+        t.say("an earlier attempt had ended before anything was changed")
+    with t.steps.step("gates"):
+        _gates(t)
+    failpoint("turn.after_gates")
+    if t.order.dry_run:
+        _rehearse(t, outcome)
+        return "done"
+    turns.ask_for(t.conns[t.to], t.migration, t.to, t.turn)
+    hooks.before(t)
+    failpoint("turn.after_before_hook")
+    held = hold.hold(t)
+    drain.drain(t)
+    drain.final(t)
+    closing.intend(t)
+    closing.close(t, held)
+    opening.open_other(t)
+    _after(t)
+    return "done"
+
+
+def _resume(t: Turning) -> str:
+    """The source is closed, and nobody opened the other side: an earlier run died in between."""
+    t.say(f"{t.source} is closed for turn {t.turn}: opening {t.to}")
+    t.closed = True
+    age_s = turns.changed_at_age_s(t.conns[t.source], t.migration, t.source)
+    opening.open_other(t)
+    t.pause_s = age_s
+    _after(t)
+    return "done"
+
+
+def _complete(t: Turning) -> str:
+    """The side is open. What an earlier run left undone after that is done."""
+    if t.order.dry_run:
+        return "already"
+    past = history.latest(t.conns[Side.NEW], t.migration, "done")
+    phase = state.phase(t.conns[Side.NEW], t.migration)
+    if past is not None and past.turn >= t.turn and phase is not Phase.SWITCHING:
+        t.closed = True
+        return "already"
+    if t.turn == 0:
+        return "already"
+    t.closed = True
+    t.say(f"{t.to} is open with turn {t.turn}: finishing what is left to do")
+    _after(t)
+    return "done"
+
+
+def _after(t: Turning) -> None:
+    """Phase, route, hooks, and the record: each may be done again."""
+    try:
+        opening.finish(t)
+    except SlackwaterError as error:
+        t.note(f"{t.to} is open; what follows is not written yet: {error.cause}. Run `{t.again}` again to finish")
+        return
+    hooks.after(t)
+    failpoint("turn.after_hooks")
+    new = t.conns[Side.NEW]
+    detail = {
+        "turn": t.turn,
+        "from": t.source.value,
+        "to": t.to.value,
+        "pause_seconds": None if t.pause_s is None else round(t.pause_s, 3),
+        "steps": {name: round(seconds, 4) for name, seconds in t.steps.taken},
+        "notes": t.notes,
+    }
+    try:
+        journal.append(new, t.migration, actor=t.actor(new), step=t.order.verb, outcome="done", detail=detail)
+    except SlackwaterError as error:
+        t.note(f"{t.to} is open; that is not in the journal yet: {error.cause}. Run `{t.again}` again to finish")
+
+
+# -- before anything --------------------------------------------------------------------------------------------------
+
+
+def _gates(t: Turning) -> None:
+    """Errors: Refused, with every reason."""
+    failing: list[str] = []
+    remedies: list[str] = []
+    for gate in t.gates(t.direction):
+        if gate["state"] == "passed":
+            continue
+        line = f"{gate['gate']}: {gate['detail']}" + ("" if gate["state"] == "failed" else f" ({gate['state']})")
+        if gate.get("hard", True) and gate["gate"] not in t.order.waive:
+            failing.append(line)
+            if gate.get("remedy"):
+                remedies.append(str(gate["remedy"]))
+        else:
+            t.note(f"not passed, and not asked for: {line}")
+    phase = state.phase(t.conns[Side.NEW], t.migration)
+    if phase is not history.home(t) and not failing:
+        failing.append(f"phase: the migration is {phase}, not {history.home(t)}")
+    failing += hold.obstacles(t)
+    if failing:
+        raise Refused(
+            f"the writes cannot be moved to {t.to} as things stand",
+            reasons=tuple(failing),
+            hint=remedies[0] if remedies else f"{t.command} status",
+        )
+
+
+def _rehearse(t: Turning, outcome: Outcome) -> None:
+    """Tokens through the whole pipe, without a hold: the pause to expect."""
+    with t.steps.step("token"):
+        taken = [drain.token(t, within_s=max(10.0, t.order.max_pause_s)) for _ in range(3)]
+    outcome.expected_pause_seconds = max(taken) + _FENCE_S * len(t.tables(t.source)) + _FIXED_S
+
+
+_FENCE_S = 0.002  # per table: its lock, and its fence
+_FIXED_S = 0.1  # journal, closing, opening
+
+
+# -- the end ----------------------------------------------------------------------------------------------------------
+
+
+def _explain(t: Turning, outcome: Outcome, error: SlackwaterError) -> None:
+    """What an error means, by how far the turn has come."""
+    result = result_of(error)
+    if t.closed and result != "ambiguous":
+        result = "ambiguous"
+    elif result == "failed" and t.holder is not None:
+        result = "aborted"
+    elif isinstance(error, Unavailable):
+        result = "refused"  # a server is down, and nothing was begun
+    outcome.result = result
+    outcome.reasons = list(getattr(error, "reasons", ())) or [error.cause]
+    outcome.error = {"cause": error.cause, "remedy": error.hint}
+
+
+def _let_go(t: Turning) -> None:
+    """Release the writers, at once, where the source was not closed."""
+    if t.holder is not None:
+        t.holder.close()
+        t.holder = None
+
+
+def _look(t: Turning, outcome: Outcome) -> None:
+    """What is so now; and the journal, where something was begun and did not happen."""
+    outcome.steps = t.steps.seconds()
+    outcome.pause_seconds = t.pause_s
+    outcome.notes = list(t.notes)
+    unfinished = outcome.result in ("refused", "aborted", "failed")
+    if unfinished and t.turn and not t.closed and not t.order.dry_run and t.prepared is not None:
+        try:
+            detail: dict[str, Any] = {"turn": t.turn, "reasons": outcome.reasons, "to": t.to.value}
+            outcome_word = "refused" if outcome.result == "refused" else "aborted"
+            history.withdraw(t, _fresh(t, Side.NEW), outcome_word, detail)
+        except SlackwaterError as error:
+            outcome.notes.append(f"the journal could not be written: {error.cause}")
+    try:
+        rows = t.rows() if len(t.conns) == 2 else {}
+        outcome.writes = writes(rows) if rows else None
+        outcome.turn = max([0, *(row.open_turn for row in rows.values())]) if rows else None
+    except SlackwaterError:
+        outcome.writes = outcome.turn = None
+    outcome.next = _next(t, outcome)
+
+
+def _fresh(t: Turning, side: Side) -> Connection:
+    conn = t.conns.get(side)
+    if conn is None or conn.closed or conn.broken:
+        t.conns[side] = conn = t.connect(side)
+    return conn
+
+
+def _next(t: Turning, outcome: Outcome) -> str | None:
+    match outcome.result:
+        case "done" if outcome.dry_run:
+            return t.again
+        case "done" | "already":
+            return t.again if any("to finish" in note for note in outcome.notes) else f"{t.command} status"
+        case "refused" if outcome.error and outcome.error["remedy"].startswith("slackwater"):
+            return outcome.error["remedy"]
+        case "refused":
+            return f"{t.command} status"
+    return t.again
