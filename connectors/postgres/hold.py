@@ -69,7 +69,9 @@ select l.pid, coalesce(a.usename, x.owner, 'unknown user'), coalesce(a.applicati
        array_agg(distinct l.relation::regclass::text order by l.relation::regclass::text)
   from pg_catalog.pg_locks l
   left join pg_catalog.pg_stat_activity a on a.pid = l.pid
-  left join pg_catalog.pg_prepared_xacts x on l.pid is null and l.virtualtransaction = '-1/' || x.transaction::text
+  left join pg_catalog.pg_locks own on l.pid is null and own.pid is null and own.locktype = 'transactionid'
+        and own.virtualtransaction = l.virtualtransaction
+  left join pg_catalog.pg_prepared_xacts x on x.transaction = own.transactionid
  where l.locktype = 'relation' and l.granted and l.relation = any(%s::oid[]) and l.mode = any(%s)
    and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
    and l.pid is distinct from %s and l.pid is distinct from pg_catalog.pg_backend_pid()
