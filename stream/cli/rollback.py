@@ -8,6 +8,7 @@ import typer
 
 from schemas.direction import Side
 from schemas.errors import ConfigError
+from schemas.gates import NAMES
 from stream.cli import turning
 
 
@@ -24,6 +25,8 @@ def rollback(
     again, and can be cut over again.
     """
     gates = tuple(g.strip() for g in waive.split(",") if g.strip())
+    if unknown := sorted(set(gates) - set(NAMES)):
+        raise ConfigError(f"--waive {unknown[0]}: there is no such gate", hint=f"one of {', '.join(NAMES)}")
     if gates and not (reason and reason.strip()):
         raise ConfigError("a waiver needs a reason", hint='--reason "why these gates need not pass"')
     turning.turn_to(

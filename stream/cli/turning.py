@@ -73,40 +73,18 @@ def turn_to(
 
 
 def gates(spec: Spec, direction: Direction) -> list[dict[str, Any]]:
-    """The gates as `status` judges them, once the lag is known."""
+    """The gates of a turn in the way of `direction`, as `gates` shows them, once the lag is known."""
     sides = context.sides(spec, "gates")
     looking = Watch(spec, sides)
     try:
-        document = looking.document()
+        seen = looking.look()
         until = time.monotonic() + SETTLE_S
-        while _undecided(document, direction) and time.monotonic() < until:
+        while _undecided(seen.document, direction) and time.monotonic() < until:
             time.sleep(0.2)
-            document = looking.document()
+            seen = looking.look()
     finally:
         sides.close()
-    if direction is Direction.FORWARD:
-        found: list[dict[str, Any]] = document["gates"]
-        return found
-    return way_back(spec, document)
-
-
-def way_back(spec: Spec, document: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a rollback needs: the reverse stream alive, its lag, and nothing in quarantine."""
-    reverse = document["directions"].get("reverse")
-    lag = None if reverse is None else reverse["lag_seconds"]
-    quarantined = document["quarantine"]["rows"]
-    limit = spec.cutover.max_lag_s
-
-    def gate(name: str, passed: bool | None, detail: str) -> dict[str, Any]:
-        state = "unknown" if passed is None else "passed" if passed else "failed"
-        return {"gate": name, "state": state, "detail": detail, "remedy": context.command(spec, "status")}
-
-    stands = "is not armed" if reverse is None else f"is {reverse['state']}"
-    return [
-        gate("reverse", reverse is not None and reverse["state"] == "running", f"the reverse direction {stands}"),
-        gate("lag", None if lag is None else lag <= limit, "the lag is not known" if lag is None else f"{lag:.1f} s"),
-        gate("quarantine", None if quarantined is None else quarantined == 0, f"{quarantined} rows in quarantine"),
-    ]
+    return [looking.gate_document(gate, direction) for gate in seen.gates.get(direction, [])]
 
 
 def _undecided(document: dict[str, Any], direction: Direction) -> bool:

@@ -172,15 +172,15 @@ def _gates(t: Turning) -> None:
     failing: list[str] = []
     remedies: list[str] = []
     for gate in t.gates(t.direction):
-        if gate["state"] == "passed":
+        if gate["state"] in ("passed", "off"):
             continue
         line = f"{gate['gate']}: {gate['detail']}" + ("" if gate["state"] == "failed" else f" ({gate['state']})")
-        if gate.get("hard", True) and gate["gate"] not in t.order.waive:
+        if gate["blocks"] and gate["gate"] not in t.order.waive:
             failing.append(line)
             if gate.get("remedy"):
                 remedies.append(str(gate["remedy"]))
         else:
-            t.note(f"not passed, and not asked for: {line}")
+            t.note(f"gone over: {line}")
     phase = state.phase(t.conns[Side.NEW], t.migration)
     if phase is not history.home(t) and not failing:
         failing.append(f"phase: the migration is {phase}, not {history.home(t)}")
