@@ -69,6 +69,7 @@ class Decoder:
             "Corrupt": _Corrupt,
             "Change": Change,
             "Position": Position,
+            "new": tuple.__new__,  # what a named tuple's own constructor does, without its call
             "FLOAT": struct.Struct("<f").unpack_from,
             "DOUBLE": struct.Struct("<d").unpack_from,
             "NAN": math.nan,
@@ -81,25 +82,47 @@ class Decoder:
 
 
 class _Source:
-    """The envelope's source, parsed once for all the records of a transaction that follow one another."""
+    """The envelope's source, parsed once for all the records of a transaction that follow one another.
 
-    __slots__ = ("end", "lsn", "raw", "table", "xid")
+    Of the next transaction's, only what can differ is parsed: the rest of it is the same for a whole table.
+    """
 
-    def __init__(self, d: bytes, start: int) -> None:
+    __slots__ = ("end", "head", "lsn", "raw", "table", "tail", "xid")
+    head: bytes
+    tail: bytes
+    table: str
+
+    def __init__(self, d: bytes, start: int, last: _Source | None) -> None:
+        if last is not None and d.startswith(last.head, start):
+            self.head, self.tail, self.table = last.head, last.tail, last.table
+            _, p = _long(d, start + len(last.head))
+            if not d.startswith(last.tail, p):
+                p = self._name(d, p)
+            else:
+                p += len(last.tail)
+        else:
+            p = start
+            for _ in ("version", "connector", "name"):
+                n, p = _length(d, p)
+                p += n
+            self.head = d[start:p]
+            _, p = _long(d, p)
+            p = self._name(d, p)
+        self.xid, p = _long(d, p)
+        lsn, self.end = _long(d, p)
+        self.lsn = Lsn(lsn)
+        self.raw = d[start : self.end]
+
+    def _name(self, d: bytes, start: int) -> int:
+        """Database, schema and table; where they end."""
         p = start
-        for _ in ("version", "connector", "name"):
-            n, p = _length(d, p)
-            p += n
-        _, p = _long(d, p)
         for _ in ("db", "schema"):
             n, p = _length(d, p)
             p += n
         n, p = _length(d, p)
         self.table = d[p : p + n].decode()
-        self.xid, p = _long(d, p + n)
-        lsn, self.end = _long(d, p)
-        self.lsn = Lsn(lsn)
-        self.raw = d[start : self.end]
+        self.tail = d[start : p + n]
+        return p + n
 
 
 def _long(d: bytes, p: int) -> tuple[int, int]:
@@ -210,7 +233,7 @@ def _source(columns: list[tuple[str, str]]) -> str:
         *_image(columns, "after"),
         "if d.startswith(raw, p): p += size",
         "else:",
-        "    source = Source(d, p)",
+        "    source = Source(d, p, source)",
         "    p = source.end",
         "    raw, size, table, lsn, xid = source.raw, len(source.raw), source.table, source.lsn, source.xid",
         "b = d[p]",
@@ -224,12 +247,18 @@ def _source(columns: list[tuple[str, str]]) -> str:
         "if d[p] == 0: p += 1",
         "elif d[p] == 2: _, p = long(d, p + 1)",
         "else: raise Corrupt('a branch that the union does not have')",
-        "if d[p:] == b'\\0\\0': return Change(op, table, before, after, (), (), Position(lsn, seq), xid)",
+        "if d[p:] == b'\\0\\0': return new(Change, (op, table, before, after, (), (), new(Position, (lsn, seq)), xid))",
         "missing, p = names(d, p)",
         "before_missing, p = names(d, p)",
         "if p != len(d): raise Corrupt('a record that ends early or late')",
         "return Change(op, table, before, after, missing, before_missing, Position(lsn, seq), xid)",
     ]
-    head = ["def make():", "    raw = b'\\xff'", "    size = 0", "    table = lsn = xid = None", "    def decode(d):"]
-    head.append("        nonlocal raw, size, table, lsn, xid")
+    head = [
+        "def make():",
+        "    raw = b'\\xff'",
+        "    size = 0",
+        "    table = lsn = xid = source = None",
+        "    def decode(d):",
+    ]
+    head.append("        nonlocal raw, size, table, lsn, xid, source")
     return "\n".join([*head, *("        " + line for line in body), "    return decode"]) + "\n"

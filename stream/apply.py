@@ -130,14 +130,20 @@ class Apply:
         shapes = Shapes(self._plan, barriers)
         decode = Decoder(self._schema_of).decode
         absent: dict[tuple[bytes, bool], tuple[str, ...]] = {}
+        newest = max(barriers.values(), default=Lsn(0))
+        whole: set[bytes] = set()  # schemas whose rows lack nothing, once every barrier is passed
 
         def decoded(value: bytes) -> Change:
             change = decode(value)
+            if value[:5] in whole and change.position.commit_lsn > newest:
+                return change
             head = value[:5], change.position.commit_lsn <= barriers.get(change.table, 0)
             if head not in absent:
                 schema = self._schema_of(int.from_bytes(head[0][1:], "big"))
                 absent[head] = shapes.approve(schema, change.table, change.position)
             lacks = absent[head]
+            if not lacks and not head[1]:
+                whole.add(head[0])
             if lacks and change.after is not None:
                 return change._replace(missing=change.missing + lacks)
             return change

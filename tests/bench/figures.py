@@ -47,7 +47,8 @@ def backfill(rig: Rig) -> dict[str, float]:
     )
     rate = rig.one(
         rig.new,
-        "select (sum(rows) - min(rows) filter (where place = 1))::float8 / extract(epoch from max(done_at) - min(done_at))"
+        "select (sum(rows) - min(rows) filter (where place = 1))::float8"
+        " / extract(epoch from max(done_at) - min(done_at))"
         " from (select rows, done_at, row_number() over (order by done_at) as place"
         " from slackwater.backfill_chunk where load = 'item') c",
     )
