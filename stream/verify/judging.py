@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from connectors.postgres.session import translated
@@ -44,7 +44,11 @@ class Found:
 
 
 class TooMany(Exception):
-    """More rows differ than are worth being told apart."""
+    """More rows differ than are worth being told apart; `found` are those that were."""
+
+    def __init__(self, found: list[Found]) -> None:
+        super().__init__()
+        self.found = found
 
 
 class Stopped(Exception):
@@ -55,8 +59,17 @@ class Applied:
     """Waits until the stream has carried the leader's writes to the follower."""
 
     def __init__(
-        self, *, leader: Sight, follower: Sight, migration: str, link: Direction, stop: threading.Event
+        self,
+        *,
+        leader: Sight,
+        follower: Sight,
+        migration: str,
+        link: Direction,
+        stop: threading.Event,
+        standing: Callable[[], str | None] | None = None,
     ) -> None:
+        """`standing` answers in the heartbeats' place."""
+        self._asked = standing
         self._leader = leader
         self._follower = follower
         self._id = (migration, link.value)
@@ -99,6 +112,8 @@ class Applied:
 
     def standing(self) -> str | None:
         """Why the stream cannot be going on; None when both of its roles work."""
+        if self._asked is not None:
+            return self._asked()
         for role, side in (("capture", self._leader), ("apply", self._follower)):
             beat = beats(side.primary, self._id[0]).get((self._link.value, role))
             if beat is None:
@@ -127,7 +142,7 @@ class Judge:
             for one in self._batch(view, suspects[i : i + BATCH]):
                 found[one.key] = one
             if len(found) > most:
-                raise TooMany
+                raise TooMany(list(found.values()))
         return list(found.values())
 
     def _batch(self, view: View, suspects: Sequence[Key]) -> list[Found]:

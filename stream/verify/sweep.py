@@ -1,0 +1,444 @@
+"""One pass over the tables of a direction: compared chunk by chunk by a few workers, judged, recorded, concluded.
+
+Invariants: a chunk counts only once every suspect of it was judged, in the transaction that records what was found; a
+table is concluded only when its chunks cover all of it; what could not be compared is a problem, by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, cast
+
+from connectors.failpoint import failpoint
+from connectors.postgres import catalog
+from connectors.postgres.ranges import Chunk, Kind
+from connectors.postgres.session import Connection, connect, translated
+from connectors.postgres.sight import Sight, bases
+from schemas import digest
+from schemas.digest import Hash
+from schemas.direction import Direction
+from schemas.errors import Contended, Halt, SlackwaterError, Unavailable
+from schemas.plan import Plan
+from schemas.table import Table
+from stream.throttle import Throttle
+from stream.verification import Store, Verdict
+from stream.verify.compare import Compared, Pair, agreed_hash, compare
+from stream.verify.course import Course
+from stream.verify.judging import Applied, Found, Judge, Stopped, TooMany
+from stream.verify.views import View, views
+from stream.verify.witness import Witness
+
+log = logging.getLogger("slackwater.verify")
+
+APPLICATION = "slackwater verify"
+IDLE_S = 0.1
+JUDGE_S = 1.0  # how often the throttle is asked
+CONTENDED = 5  # times that a chunk is tried again after a lock was not to be had
+QUERY_CANCELED = "57014"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is compared, and between whom. `link` carries the open side's writes to the other one.
+
+    `standing` says why the stream cannot be going on, None when it can; None itself: ask its roles' heartbeats.
+    """
+
+    source_dsn: str
+    target_dsn: str
+    replica_dsn: str | None
+    plan: Plan
+    link: Direction
+    fingerprint: str
+    system_id: str
+    timeline: int
+    workers: int
+    standing: Callable[[], str | None] | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """One table in this pass."""
+
+    view: View
+    course: Course
+    began: datetime
+    source_rows: int = 0
+    target_rows: int = 0
+    total: int = 0  # mismatched rows
+    found: list[Found] = field(default_factory=list)
+    verdict: Verdict = Verdict.RUNNING
+    more: bool = False  # so many rows differ that counting stopped
+    problem: SlackwaterError | None = None
+    concluded: bool = False
+
+    @property
+    def rows(self) -> int:
+        return max(self.source_rows, self.target_rows)
+
+
+class Sweep:
+    """One pass. `throttle` is judged by the thread that calls `run`, `progress` is called by it about once a second.
+
+    `hurry`: the share of the time that may be spent comparing; 1 is all of it.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        throttle: Throttle | None,
+        only: Sequence[str] = (),
+        resume: bool = True,
+        hurry: float = 1.0,
+        rows: Callable[[int], None] = lambda _: None,
+        progress: Callable[[Sweep], None] = lambda _: None,
+        yielding: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._task = task
+        self.throttle = throttle
+        self._only = only
+        self._resume = resume
+        self._hurry = hurry
+        self._count = rows
+        self._progress = progress
+        self._yielding = yielding
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._errors: list[BaseException] = []
+        self._pairs: set[Pair] = set()
+        self.tallies: dict[str, Tally] = {}
+        self.began_s = time.monotonic()
+
+    def run(self, stop: threading.Event) -> Mapping[str, Tally]:
+        """Compare. Errors: Stopped; Unavailable and what else stands in the way of all of it."""
+        task = self._task
+        with contextlib.ExitStack() as stack:
+            control = stack.enter_context(
+                contextlib.closing(connect(task.target_dsn, application=f"{APPLICATION} control"))
+            )
+            self._store = Store(control, task.plan.migration, task.plan.direction)
+            first = self._pair()
+            stack.callback(first.close)
+            first.source.assert_same(task.system_id, task.timeline)
+            self._how = agreed_hash(first.source, first.target)
+            self._flows(first, stop)
+            self._begin(first)
+            self._planner = first.source
+            workers = [
+                threading.Thread(target=self._work, name=f"verify {n}", daemon=True) for n in range(task.workers)
+            ]
+            stack.callback(self._join, workers)
+            for thread in workers:
+                thread.start()
+            self._watch(workers, stop)
+        return self.tallies
+
+    def _pair(self) -> Pair:
+        task = self._task
+        name = f"{APPLICATION} {task.plan.migration}.{task.plan.direction}"
+        source = Sight(task.source_dsn, application=name, replica_dsn=task.replica_dsn)
+        try:
+            return Pair(source, Sight(task.target_dsn, application=name))
+        except BaseException:
+            source.close()
+            raise
+
+    def _flows(self, pair: Pair, stop: threading.Event) -> None:
+        """The stream goes on: else no suspect could be judged, and nothing that is found says anything."""
+        applied = self._applied(pair, stop)
+        if (why := applied.standing()) is not None:
+            raise Unavailable(
+                f"rows cannot be compared while the stream stands still: {why}",
+                hint="slackwater run; slackwater status",
+            )
+        leader = pair.source if self._task.link.source is self._task.plan.direction.source else pair.target
+        with leader.look([], timeout_s=10):
+            at = leader.position()
+        applied.past(at)
+
+    def _applied(self, pair: Pair, stop: threading.Event) -> Applied:
+        task = self._task
+        ahead = task.link.source is task.plan.direction.source
+        leader, follower = (pair.source, pair.target) if ahead else (pair.target, pair.source)
+        return Applied(
+            leader=leader,
+            follower=follower,
+            migration=task.plan.migration,
+            link=task.link,
+            stop=stop,
+            standing=task.standing,
+        )
+
+    def _begin(self, pair: Pair) -> None:
+        """Every table's view and what is left of it."""
+        task, plan = self._task, self._task.plan
+        with translated("reading the tables"):
+            sources = catalog.tables(pair.source.primary, plan.source_schema)
+            targets = catalog.tables(pair.target.primary, plan.target_schema)
+        sized_sources = {n: _sized(t, sources.get(n)) for n, t in plan.sources.items()}
+        sized_targets = {n: _sized(t, targets.get(n)) for n, t in plan.targets.items()}
+        found = views(
+            plan,
+            pair.source.primary,
+            bases=bases(pair.target.primary, list(plan.targets.values())),
+            how=self._how,
+            sources=sized_sources,
+            targets=sized_targets,
+            only=self._only,
+        )
+        for view in found:
+            began, listed, total = self._store.begin(view.name, task.fingerprint, resume=self._resume)
+            done, before = self._chunks(view, began)
+            tally = Tally(view=view, course=Course(view, [c for c, _, _ in done], before), began=began, total=total)
+            tally.found = [Found(mismatch=m, key=(), source=(), target=()) for m in listed]
+            tally.source_rows = sum(s for _, s, _ in done)
+            tally.target_rows = sum(t for _, _, t in done)
+            self.tallies[view.name] = tally
+
+    def _chunks(self, view: View, began: datetime) -> tuple[list[tuple[Chunk, int, int]], list[Chunk]]:
+        """What this pass has done of a table, and the chunks of the one before it, the newest written first."""
+        conn, plan = self._store.conn, self._task.plan
+        with translated("reading the chunks"):
+            rows = conn.execute(
+                "select chunk, lower, upper, source_rows, target_rows, began_at = %s from slackwater.verify_chunk"
+                " where migration = %s and direction = %s and load = %s order by youngest nulls last, chunk desc",
+                (began, plan.migration, plan.direction.value, view.name),
+            ).fetchall()
+        done, before = [], []
+        for number, lower, upper, source, target, mine in cast("list[Any]", rows):
+            kind = Kind.RANGE if view.space is not None else Kind.WHOLE
+            chunk = Chunk(number=number, kind=kind, lower=lower, upper=upper)
+            if mine:
+                done.append((chunk, source, target))
+            else:
+                before.append(chunk)
+        return done, [] if done else before
+
+    # The workers.
+
+    def _watch(self, workers: Sequence[threading.Thread], stop: threading.Event) -> None:
+        judged = 0.0
+        while any(t.is_alive() for t in workers):
+            if self._errors:
+                raise self._errors[0]
+            if stop.is_set():
+                self._ended.set()
+                raise Stopped
+            if time.monotonic() - judged > JUDGE_S:
+                judged = time.monotonic()
+                if self.throttle is not None:
+                    self.throttle.judge()
+                if self._yielding():
+                    self._ended.set()
+                    raise Stopped
+                self._progress(self)
+            stop.wait(IDLE_S)
+        if self._errors:
+            raise self._errors[0]
+        self._progress(self)
+
+    def _join(self, workers: Sequence[threading.Thread]) -> None:
+        self._ended.set()
+        for thread in workers:
+            while thread.is_alive():
+                for pair in list(self._pairs):
+                    pair.cancel()
+                thread.join(0.5)
+
+    def _work(self) -> None:
+        try:
+            with contextlib.closing(self._pair()) as pair:
+                self._pairs.add(pair)
+                try:
+                    witness = Witness(pair, self._task.plan, self._task.link)
+                    judge = Judge(witness, self._applied(pair, self._ended), self._ended)
+                    while (job := self._take()) is not None:
+                        self._one(pair, judge, *job)
+                finally:
+                    self._pairs.discard(pair)
+        except Stopped:
+            pass
+        except BaseException as error:  # noqa: BLE001 - raised again by the thread that called `run`
+            if not self._ended.is_set():
+                self._errors.append(error)
+            self._ended.set()
+
+    def _take(self) -> tuple[Tally, Chunk] | None:
+        """The next chunk of any table; waits while the throttle holds back. None: nothing is left."""
+        while not self._ended.is_set():
+            held = self.throttle is not None and (self.throttle.reason is not None or self.throttle.bucket.wait_s() > 0)
+            if not held:
+                with self._lock:
+                    for tally in self.tallies.values():
+                        if tally.problem is None and (chunk := self._planned(tally)) is not None:
+                            return tally, chunk
+                        if tally.course.over:
+                            self._conclude(tally)
+                    if all(t.concluded for t in self.tallies.values()):
+                        return None
+            self._ended.wait(IDLE_S)
+        return None
+
+    def _planned(self, tally: Tally) -> Chunk | None:
+        try:
+            return tally.course.take(self._planner.primary)
+        except (Halt, Contended) as error:
+            self._fail(tally, error)
+            return None
+
+    def _one(self, pair: Pair, judge: Judge, tally: Tally, chunk: Chunk) -> None:
+        view, began_s = tally.view, time.monotonic()
+        for attempt in range(CONTENDED):
+            try:
+                compared = compare(pair, view, chunk)
+                found, more = self._judged(judge, view, compared)
+                break
+            except Contended as error:
+                if attempt == CONTENDED - 1:
+                    self._give_up(tally, chunk, error)
+                    return
+                self._ended.wait(0.2 * 2**attempt)
+            except SlackwaterError as error:
+                if not self._smaller(tally, chunk, error, pair):
+                    self._give_up(tally, chunk, error)
+                return
+        failpoint("verify.before_record")
+        with self._lock:
+            self._record(tally, chunk, compared, found, more)
+        self._count(compared.rows)
+        if self.throttle is not None:
+            self.throttle.bucket.spend(compared.rows)
+        spent = time.monotonic() - began_s
+        if self._hurry < 1.0:
+            self._ended.wait(spent / self._hurry - spent)
+
+    def _judged(self, judge: Judge, view: View, compared: Compared) -> tuple[list[Found], bool]:
+        try:
+            return judge.judge(view, compared.suspects), False
+        except TooMany as error:
+            return error.found, True
+
+    def _smaller(self, tally: Tally, chunk: Chunk, error: SlackwaterError, pair: Pair) -> bool:
+        """A range that took too long is compared in two parts, if it can be cut."""
+        space = tally.view.space
+        if space is None or getattr(error.__cause__, "sqlstate", None) != QUERY_CANCELED or self._ended.is_set():
+            return False
+        with pair.source.look(tally.view.sources, timeout_s=10):
+            at = space.boundary(pair.source.rows, chunk, max(1, tally.view.chunk_rows // 8))
+        if at is None:
+            return False
+        with self._lock:
+            tally.course.give_back(*(replace(c, number=0) for c in space.cut_at(chunk, at)))
+        return True
+
+    def _give_up(self, tally: Tally, chunk: Chunk, error: SlackwaterError) -> None:
+        """A table that cannot be compared; the others go on. A server that is gone ends all of it."""
+        if isinstance(error, Unavailable) and not isinstance(error, Contended):
+            raise error
+        with self._lock:
+            tally.course.give_back(chunk)
+            self._fail(tally, error)
+
+    def _fail(self, tally: Tally, error: SlackwaterError) -> None:
+        tally.problem = tally.problem or error
+        tally.course.ended = True
+        log.error("%s cannot be compared: %s", tally.view.name, error.cause)
+
+    def _record(self, tally: Tally, chunk: Chunk, compared: Compared, found: Sequence[Found], more: bool) -> None:
+        plan, conn = self._task.plan, self._store.conn
+        tally.found += found
+        tally.total += sum(f.mismatch.rows for f in found)
+        with translated("recording a chunk"), conn.transaction():
+            conn.execute(
+                "insert into slackwater.verify_chunk (migration, direction, load, chunk, lower, upper, source_rows,"
+                " target_rows, youngest, began_at) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+                " on conflict (migration, direction, load, chunk) do update set lower = excluded.lower,"
+                " upper = excluded.upper, source_rows = excluded.source_rows, target_rows = excluded.target_rows,"
+                " youngest = excluded.youngest, began_at = excluded.began_at, done_at = clock_timestamp()",
+                (
+                    *(plan.migration, plan.direction.value, tally.view.name, chunk.number, chunk.lower, chunk.upper),
+                    *(compared.source_rows, compared.target_rows, compared.youngest, tally.began),
+                ),
+            )
+            if found:
+                self._store.found(tally.view.name, tally.began, [f.mismatch for f in tally.found], tally.total)
+        tally.source_rows += compared.source_rows
+        tally.target_rows += compared.target_rows
+        tally.course.finish(chunk)
+        if more:
+            tally.more = tally.course.ended = True
+
+    def _conclude(self, tally: Tally) -> None:
+        """Under the lock: the table's verdict, once nothing of it is left."""
+        if tally.concluded:
+            return
+        tally.concluded = True
+        name, plan = tally.view.name, self._task.plan
+        try:
+            if tally.problem is None and not tally.more:
+                tally.course.assert_covered()
+                if not tally.rows:
+                    self._counted_empty(tally)
+        except SlackwaterError as error:
+            tally.problem = error
+        if tally.problem is not None:
+            self._store.failed(name, tally.problem.cause, tally.problem.hint)
+            return
+        tally.verdict = self._store.conclude(
+            name,
+            tally.began,
+            self._task.fingerprint,
+            rows=tally.rows,
+            mismatches=[f.mismatch for f in tally.found],
+            total=tally.total,
+        )
+        if tally.verdict is Verdict.PENDING:
+            tally.problem = Contended(
+                f"{name} was prepared anew, or compared by somebody else, meanwhile", hint="slackwater verify"
+            )
+            return
+        with translated("forgetting the chunks of earlier passes"):
+            self._store.conn.execute(
+                "delete from slackwater.verify_chunk where migration = %s and direction = %s and load = %s"
+                " and began_at <> %s",
+                (plan.migration, plan.direction.value, name, tally.began),
+            )
+
+    def _counted_empty(self, tally: Tally) -> None:
+        """No row was compared: that is clean only if a count of each side says that there is none."""
+        view, planner = tally.view, self._planner
+        with contextlib.closing(connect(self._task.target_dsn, application=APPLICATION)) as conn:
+            there = _one(conn, f"select count(*) from {digest.held(view.mapping, view.table, view.bases).source}")
+        everything = Chunk(number=0, kind=Kind.RANGE if view.space is not None else Kind.WHOLE)
+        made = view.source(planner.primary, everything)
+        here = _one(planner.primary, f"select count(*) from {made.source}")
+        if here or there:
+            raise Halt(
+                f"no row of {view.name} was compared, though there are {here} and {there}",
+                hint="rows came meanwhile, or a role may not see them: slackwater verify",
+            )
+
+    @property
+    def how(self) -> Hash:
+        return self._how
+
+
+def _one(conn: Connection, query: str) -> int:
+    with translated("counting rows"):
+        row = conn.execute(query.encode()).fetchone()
+    assert row is not None
+    return int(str(row[0]))
+
+
+def _sized(prepared: Table, now: Table | None) -> Table:
+    """A table as it was prepared, with the size that it has now."""
+    if now is None:
+        return prepared
+    return replace(prepared, rows_estimate=max(0, now.rows_estimate), bytes_estimate=max(0, now.bytes_estimate))

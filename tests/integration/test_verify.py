@@ -1,0 +1,193 @@
+"""Verification on real servers: every corruption there is is found, and nothing else."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from connectors.postgres import fence
+from connectors.postgres.session import connect
+from schemas.direction import Side
+from stream.verification import Verdict
+from stream.verify import views
+from tests.fixtures.databases import Databases
+from tests.fixtures.filling import Filling, background
+from tests.fixtures.tape import MIGRATION
+from tests.fixtures.verifying import found, swept, verdict
+
+OLD = """
+create table customers (id integer primary key, nm text, email text, amount text, score float8, at timestamptz);
+insert into customers select i, 'name ' || i, 'M' || i || '@x', (i / 4.0)::text, i / 3.0, now() - i * interval '1 min'
+  from generate_series(1, 3000) i;
+create table addresses (id bigint primary key, customer_id integer not null, street text);
+insert into addresses select i, i % 3000 + 1, 'street ' || i from generate_series(1, 1500) i;
+create table orders (region text, no uuid, total numeric, primary key (region, no));
+insert into orders select 'r' || i % 7, md5(i::text)::uuid, i / 4.0 from generate_series(1, 2000) i;
+create table events (kind text, amount numeric);
+alter table events replica identity full;
+insert into events select 'k' || i % 3, i % 5 + 0.50 from generate_series(1, 300) i;
+create table nothing (id integer primary key);
+create table codes (code text primary key, label char(8), flags bit(3), n numeric(8, 3));
+insert into codes select 'c' || i, 'l' || i, b'101', i / 8.0 from generate_series(1, 200) i;
+"""
+NEW = """
+create domain short as varchar(20);
+create type app.level as enum ('low', 'high');
+create table customer (
+  id bigint primary key, name text, email text, amount numeric(12, 2), score real, at timestamptz(0), note text);
+create table account (customer_id integer primary key, name text, streets text);
+create table orders (region text, no uuid, total numeric, primary key (region, no));
+create table events (kind text, amount numeric);
+create table nothing (id integer primary key);
+create table codes (code short primary key, label char(10), flags bit(3), n numeric(8, 2), level app.level);
+"""
+MAPPING = """
+copy: [orders, events, nothing]
+tables:
+  - {to: customer, from: customers, rename: {nm: name}, set: {email: lower(email)}}
+  - to: account
+    select: |
+      select c.id as customer_id, c.nm as name, string_agg(a.street, ',' order by a.id) as streets
+        from customers c left join addresses a on a.customer_id = c.id where c.id <= 400 group by c.id, c.nm
+  - to: codes
+    from: codes
+    set: {level: "case when n > 10 then 'high' else 'low' end"}
+"""
+
+
+@pytest.fixture
+def loaded(databases: Databases, monkeypatch: pytest.MonkeyPatch) -> Iterator[Filling]:
+    """Everything loaded, and small chunks, so that there are several of each table."""
+    monkeypatch.setattr(views, "CHUNK_ROWS", 500)
+    made = Filling(databases, OLD, NEW, MAPPING)
+    try:
+        with made.streaming(), made.backfill():
+            made.filled()
+        yield made
+    finally:
+        made.close()
+
+
+def test_what_agrees_is_clean(loaded: Filling) -> None:
+    with loaded.streaming():
+        tallies = swept(loaded)
+    assert found(tallies) == {}
+    assert {name: t.rows for name, t in tallies.items()} == {
+        "customer": 3000, "account": 400, "orders": 2000, "events": 300, "nothing": 0, "codes": 200
+    }  # fmt: skip
+    found_clean = verdict(loaded)
+    assert found_clean.state is Verdict.CLEAN
+    assert found_clean.age_s is not None
+    assert loaded.one("select count(*) > 5 from slackwater.verify_chunk where load = 'customer'", on="new")
+
+
+FIVE = "e4da3b7f-bbce-2345-d777-2b0674a318d5"  # md5('5')
+ONE = "00000000-0000-0000-0000-000000000001"
+# table, what is done behind its back, what is found: kind, key, columns
+CORRUPTIONS = [
+    ("customer", "update app.customer set name = 'other' where id = 700", "different", ("700",), ("name",)),
+    ("customer", "update app.customer set name = null where id = 1", "different", ("1",), ("name",)),
+    ("customer", "update app.customer set email = '' where id = 501", "different", ("501",), ("email",)),
+    ("customer", "update app.customer set email = 'x' where id = 500", "different", ("500",), ("email",)),
+    ("customer", "update app.customer set score = -score where id = 3", "different", ("3",), ("score",)),
+    ("customer", "delete from app.customer where id = 3000", "missing", ("3000",), ()),
+    ("customer", "delete from app.customer where id = 1", "missing", ("1",), ()),
+    ("customer", "insert into app.customer (id) values (999999999999)", "extra", ("999999999999",), ()),
+    ("customer", "insert into app.customer (id) values (-5)", "extra", ("-5",), ()),
+    ("orders", f"delete from app.orders where no = '{FIVE}'", "missing", ("r5", FIVE), ()),
+    ("orders", f"insert into app.orders values ('zz', '{ONE}', 1)", "extra", ("zz", ONE), ()),
+    ("orders", f"update app.orders set total = 1.250 where no = '{FIVE}'", "different", ("r5", FIVE), ("total",)),
+    ("account", "update app.account set streets = '' where customer_id = 7", "different", ("7",), ("streets",)),
+    ("account", "insert into app.account values (2999, 'x', null)", "extra", ("2999",), ()),
+    ("account", "delete from app.account where customer_id = 9", "missing", ("9",), ()),
+    ("codes", "update app.codes set level = 'low' where code = 'c99'", "different", ("c99",), ("level",)),
+    ("codes", "update app.codes set flags = b'100' where code = 'c99'", "different", ("c99",), ("flags",)),
+    ("codes", "update app.codes set label = 'l98' where code = 'c99'", "different", ("c99",), ("label",)),
+    ("nothing", "insert into app.nothing values (1)", "extra", ("1",), ()),
+]  # fmt: skip
+
+
+def corrupt(loaded: Filling, *statements: str) -> None:
+    """Behind slackwater's back."""
+    with loaded.new.transaction():
+        fence.give_pass(loaded.new, MIGRATION, Side.NEW, "test", "secret")
+        fence.show_pass(loaded.new, "secret")
+        for statement in statements:
+            loaded.new.execute(statement.encode())
+
+
+def test_every_corruption_is_found(loaded: Filling) -> None:
+    for table in sorted({c[0] for c in CORRUPTIONS}):
+        loaded.new.execute(f"create table public.{table}_kept as select * from app.{table}".encode())
+    with loaded.streaming():
+        for table, statement, *expected in CORRUPTIONS:
+            corrupt(loaded, statement)
+            assert found(swept(loaded, only=[table])) == {table: [tuple(expected)]}, statement
+            assert verdict(loaded).tables[table].state is Verdict.MISMATCHED
+            mended = f"insert into app.{table} select * from public.{table}_kept"
+            corrupt(loaded, f"delete from app.{table}", mended)
+        assert verdict(loaded).state is Verdict.MISMATCHED  # what is mended stays so until it was compared
+        assert found(swept(loaded)) == {}
+        assert verdict(loaded).state is Verdict.CLEAN
+
+
+def test_values_swapped_between_rows(loaded: Filling) -> None:
+    swap = "update app.customer a set name = b.name from app.customer b where (a.id, b.id) in ((10, 20), (20, 10))"
+    corrupt(loaded, swap)
+    with loaded.streaming():
+        rows = found(swept(loaded))
+    assert rows == {"customer": [("different", ("10",), ("name",)), ("different", ("20",), ("name",))]}
+
+
+def test_a_table_without_a_key(loaded: Filling) -> None:
+    """Rows are told apart by their images: one too many, one too few, one instead of another, NULL for a value."""
+    with loaded.streaming():
+        corrupt(loaded, "insert into app.events values ('k1', 1.50)")
+        (extra,) = swept(loaded, only=["events"])["events"].found
+        assert (extra.mismatch.kind.value, extra.mismatch.rows, extra.mismatch.key) == ("extra", 1, {})
+        corrupt(loaded, "delete from app.events where ctid in (select ctid from app.events where amount = 1.5 limit 3)")
+        tally = swept(loaded, only=["events"])["events"]
+        assert tally.total == 2
+        corrupt(loaded, "update app.events set amount = 0.5 where amount = 0.50")
+        corrupt(loaded, "update app.events set kind = null where ctid = (select max(ctid) from app.events)")
+        kinds = {f.mismatch.kind.value for f in swept(loaded, only=["events"])["events"].found}
+        assert kinds == {"missing", "extra"}
+
+
+def churn(dsn: str, seed: int, stop: threading.Event) -> None:
+    """A few hot rows, written as fast as one session can, some of them back and forth, some deleted and reinserted."""
+    chance = random.Random(seed)
+    with connect(dsn, application="test load", settings={"search_path": "public"}) as conn:
+        while not stop.is_set():
+            i = chance.randrange(1, 60) * 2 + seed
+            match chance.randrange(6):
+                case 0:
+                    conn.execute("delete from customers where id = %s", (i,))
+                case 1:
+                    conn.execute("insert into customers values (%s, 'back', 'B@x') on conflict do nothing", (i,))
+                case 2:
+                    conn.execute("update addresses set street = street || '.' where customer_id = %s", (i,))
+                case 3:
+                    conn.execute("insert into events values ('k1', %s)", (chance.randrange(4),))
+                case 4:
+                    conn.execute("update customers set nm = case nm when 'a' then 'b' else 'a' end where id = %s", (i,))
+                case _:
+                    conn.execute("update customers set email = %s where id = 2", (f"E{chance.random()}",))
+
+
+def test_hot_rows_are_no_mismatches(loaded: Filling) -> None:
+    """Nothing false while rows are written all the time, and what is wrong among them is found all the same."""
+    dsn = loaded.databases.old
+    with (
+        loaded.streaming(),
+        background(lambda stop: churn(dsn, 0, stop)),
+        background(lambda stop: churn(dsn, 1, stop)),
+    ):
+        for _ in range(3):
+            assert found(swept(loaded)) == {}
+        corrupt(loaded, "update app.customer set name = 'wrong' where id in (400, 2999)")
+        wrong = [("different", ("2999",), ("name",)), ("different", ("400",), ("name",))]
+        assert found(swept(loaded)) == {"customer": wrong}
