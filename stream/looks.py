@@ -22,6 +22,7 @@ from stream.observe import SourceView, TargetView
 from stream.pause import Pause, pauses
 from stream.phases import Phase
 from stream.prepared import Prepared
+from stream.verification import NEVER, Verification, latest, together
 
 Document = dict[str, Any]
 
@@ -37,6 +38,7 @@ class SideLook:
     rereads: int = 0
     quarantined: int = 0
     unfenced: tuple[str, ...] | None = None  # relations without their fence; None: this side has none yet
+    verification: Verification | None = None  # of the direction that writes here; None: it is not prepared
     installed: bool = False
 
 
@@ -77,6 +79,7 @@ def look(conn: Connection, spec: Spec, side: Side, document: Prepared | None) ->
         rereads=rereads,
         quarantined=quarantined,
         unfenced=None if turn is None or document is None else _unfenced(conn, document, turn),
+        verification=None if document is None else _verification(conn, document, writer),
         installed=True,
     )
 
@@ -146,3 +149,18 @@ def _unfenced(conn: Connection, document: Prepared, turn: control.Turn) -> tuple
         if f.migration == document.migration and f.side == turn.side.value and f.turn >= turn.fence_turn and f.always
     }
     return tuple(f"{schema}.{name}" for schema, name in fence.relations(conn, targets) if (schema, name) not in carried)
+
+
+def _verification(conn: Connection, document: Prepared, direction: Direction) -> Verification | None:
+    """The verdicts on the tables that the direction writes, of the file as it is prepared; None: it was not armed."""
+    flow = document.forward if direction is Direction.FORWARD else document.reverse
+    if flow is None:
+        return None
+    found = latest(conn, document.migration, direction, fingerprint=document.fingerprint, targets=tuple(flow.mappings))
+    # What was compared before it was loaded anew says nothing: two edits of a file can end in the first one.
+    loaded = findings.loaded(conn, document.migration, direction)
+    tables = {
+        name: NEVER if verdict.at is not None and name in loaded and verdict.at < loaded[name][1] else verdict
+        for name, verdict in found.tables.items()
+    }
+    return Verification(state=together(tables.values()), tables=tables)

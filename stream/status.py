@@ -79,7 +79,7 @@ class Watch:
             "at": rfc3339(facts.at),
             "directions": directions,
             "backfill": _backfill(home, looks[Side.NEW]),
-            "verification": {},
+            "verification": {d.value: _verification(s) for d, s in streams.items()} if document else {},
             "quarantine": {"rows": _sum(s.quarantined for s in streams.values())},
             "reread": {"rows": _sum(s.rereads for s in streams.values())},
             "foreign_writes": {"rows": None},
@@ -240,6 +240,29 @@ def _errors(answers: Mapping[Side, object]) -> Document:
 
 def _failed(found: object) -> bool:
     return isinstance(found, SlackwaterError)
+
+
+def _verification(stream: Stream) -> Document | None:
+    """A direction's verdicts; None where they are not known."""
+    found = stream.verification
+    if found is None:
+        return None
+    return {
+        "state": found.state.value,
+        "at": None if found.at is None else rfc3339(found.at),
+        "age_seconds": found.age_s,
+        "tables": {
+            name: {
+                "state": table.state.value,
+                "at": None if table.at is None else rfc3339(table.at),
+                "rows": table.rows,
+                "mismatched": table.mismatched,
+                "running": table.running,
+                "problem": table.problem,
+            }
+            for name, table in found.tables.items()
+        },
+    }
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:

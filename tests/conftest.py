@@ -13,6 +13,7 @@ pytest_plugins = [
     "tests.fixtures.databases",
     "tests.fixtures.preparing",
     "tests.fixtures.stream",
+    "tests.fixtures.staged",
 ]
 
 # The longest first, so that no worker is left with one of them when the others have nothing more to do.

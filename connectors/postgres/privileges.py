@@ -34,8 +34,10 @@ select r.rolname, c.relname, {_VERBS}, has_schema_privilege(r.oid, c.relnamespac
                    from pg_catalog.pg_attrdef a join pg_catalog.pg_depend d
                      on d.classid = 'pg_catalog.pg_attrdef'::regclass and d.objid = a.oid
                     and d.refclassid = 'pg_catalog.pg_class'::regclass
-                   join pg_catalog.pg_class s on s.oid = d.refobjid and s.relkind = 'S'
-                  where a.adrelid = t.oid and not has_sequence_privilege(r.oid, s.oid, 'USAGE, UPDATE')), '{{}}')
+                   join pg_catalog.pg_class s on s.oid = d.refobjid
+                  where a.adrelid = t.oid  -- CASE: the server is free to ask in another order, of a table too
+                    and case when s.relkind = 'S' then not has_sequence_privilege(r.oid, s.oid, 'USAGE, UPDATE') end),
+                '{{}}')
   from pg_catalog.pg_roles r, pg_catalog.unnest(%s::oid[]) t(oid) join pg_catalog.pg_class c on c.oid = t.oid
  where r.rolname = any(%s::text[])
 """

@@ -72,7 +72,7 @@ class Circumstances:
         wants = {} if plan is None else rights.wanted(plan, writers)
         new = self._sides.attempt(Side.NEW, partial(self._of_new, document=document, roles=list(wants)))
         if isinstance(new, SlackwaterError):
-            return facts, False
+            return replace(facts, blind=new.cause), False
         found = replace(
             facts,
             foreign_keys=new.foreign_keys,
@@ -80,8 +80,10 @@ class Circumstances:
             unanalysed=new.unanalysed,
             unidentified=new.unidentified,
         )
-        if plan is None or isinstance(old, SlackwaterError):
-            return found, plan is None
+        if isinstance(old, SlackwaterError):
+            return replace(found, blind=old.cause), False
+        if plan is None:
+            return found, True
         lacking, strange = rights.lacking(plan, wants, new.rights, self._spec.cutover.gates.grants.except_)
         return replace(found, lacking=lacking, strange_roles=strange), True
 
@@ -98,7 +100,7 @@ class Circumstances:
         now = catalog.tables(conn, document.new_schema)
         targets = [now[name] for name in document.forward.mappings if name in now]
         keys = orphans.foreign_keys(conn, targets)
-        loaded = findings.loaded(conn, document.migration)
+        loaded = findings.loaded(conn, document.migration, Direction.FORWARD)
         analysed = statistics.analysed(conn, targets)
         least = self._spec.cutover.gates.statistics.min_rows
         late = []

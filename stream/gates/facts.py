@@ -11,6 +11,7 @@ from schemas.direction import Direction
 from stream.lag import Lag, Stuck
 from stream.observe import SourceView, TargetView
 from stream.phases import Phase
+from stream.verification import Verification
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,7 @@ class Stream:
     quarantined: int | None = None
     rereads: int | None = None
     unfenced: tuple[str, ...] | None = None  # relations of its target without their fence
+    verification: Verification | None = None  # the verdicts on its target's tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,4 +54,5 @@ class Facts:
     unanalysed: tuple[str, ...] | None = None  # tables of new without statistics of what was loaded
     lacking: tuple[str, ...] | None = None  # GRANTs that would give the roles on new what they have on old
     strange_roles: tuple[str, ...] | None = None  # roles that write on old and are not there on new
+    blind: str | None = None  # why some of the last five are not known
     unidentified: tuple[str, ...] | None = None  # tables of new without the replica identity that the way back needs

@@ -44,16 +44,16 @@ def keep(conn: Connection, migration: str, judged: Iterable[tuple[Direction, str
         )
 
 
-def loaded(conn: Connection, migration: str) -> dict[str, tuple[int, datetime]]:
-    """New table -> (rows loaded, when its last chunk came, or it woke), of the loads that are done."""
+def loaded(conn: Connection, migration: str, direction: Direction) -> dict[str, tuple[int, datetime]]:
+    """Target table -> (rows loaded, when its last chunk came, or it woke), of the loads that are done."""
     with translated("reading the loads"):
         rows: list[Any] = conn.execute(
             "select l.name, l.rows, coalesce(max(c.done_at), l.done_at) from slackwater.load l"
             " left join slackwater.backfill_chunk c"
             " on (c.migration, c.direction, c.load) = (l.migration, l.direction, l.name)"
-            " where l.migration = %s and l.direction = 'forward' and l.state = 'done'"
+            " where l.migration = %s and l.direction = %s and l.state = 'done'"
             " group by l.migration, l.direction, l.name",
-            (migration,),
+            (migration, direction.value),
         ).fetchall()
     return {name: (rows_, at) for name, rows_, at in rows if at is not None}
 

@@ -50,6 +50,7 @@ def stream(
         quarantined=None if side is None else side.quarantined,
         rereads=None if side is None else side.rereads,
         unfenced=None if side is None else side.unfenced,
+        verification=None if side is None else side.verification,
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from schemas.direction import Direction
 from schemas.spec import Spec
-from stream.gates import flow, surroundings
+from stream.gates import flow, proof, surroundings
 from stream.gates.facts import Facts, Stream
 from stream.gates.gate import Gate, State, failed, passed, unknown
 from stream.phases import Phase
@@ -42,12 +42,13 @@ def _cutover(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:
     both = [forward, reverse] if Direction.REVERSE in facts.streams else [forward]
     yield flow.quarantine(_sum([s.quarantined for s in both]), c)
     yield flow.reread(_sum([s.rereads for s in both]))
+    yield proof.verification(forward, spec, Direction.FORWARD, c)
     yield surroundings.unmapped_columns(facts, c)
     yield surroundings.fence(forward, Direction.FORWARD.target, c)
     yield surroundings.foreign_keys(facts, spec, c)
-    yield surroundings.statistics(facts)
+    yield surroundings.statistics(facts, c)
     yield flow.slot_headroom(facts, spec)
-    yield surroundings.grants(facts)
+    yield surroundings.grants(facts, c)
     yield surroundings.replica_identity(facts, c)
     yield _armed(facts, c)
 
@@ -59,6 +60,7 @@ def _rollback(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:
     yield flow.lag(reverse, spec, c)
     yield flow.quarantine(reverse.quarantined, c)
     yield flow.reread(reverse.rereads)
+    yield proof.verification(reverse, spec, Direction.REVERSE, c)
     yield surroundings.fence(reverse, Direction.REVERSE.target, c)
     yield flow.slot_headroom(facts, spec)
 

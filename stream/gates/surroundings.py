@@ -30,7 +30,7 @@ def foreign_keys(facts: Facts, spec: Spec, c: str) -> Gate:
     """By the forward applier's last look for orphans: replica role has written past these keys."""
     options, again = spec.cutover.gates.foreign_keys, f"{c} gates --recheck"
     if facts.foreign_keys is None:
-        return unknown("foreign_keys", "new does not answer", f"{c} status")
+        return unknown("foreign_keys", facts.blind or "new does not answer", f"{c} status")
     if facts.foreign_keys == 0:
         return passed("foreign_keys", "new has none")
     look = facts.orphans
@@ -52,18 +52,19 @@ def foreign_keys(facts: Facts, spec: Spec, c: str) -> Gate:
     return passed("foreign_keys", f"{len(counted)} hold, {when}")
 
 
-def statistics(facts: Facts) -> Gate:
+def statistics(facts: Facts, c: str) -> Gate:
     if facts.unanalysed is None:
-        return unknown("statistics", "new does not answer")
+        return unknown("statistics", facts.blind or "new does not answer", f"{c} status")
     if facts.unanalysed:
         remedy = "; ".join(f"analyze {name}" for name in facts.unanalysed[:5])
         return failed("statistics", f"not analysed since they were loaded: {listed(facts.unanalysed)}", remedy)
     return passed("statistics", "analysed since loaded")
 
 
-def grants(facts: Facts) -> Gate:
+def grants(facts: Facts, c: str) -> Gate:
     if facts.lacking is None or facts.strange_roles is None:
-        return unknown("grants", "a side does not answer, or the mappings are not the prepared ones")
+        other = "new does not answer" if facts.same_file is None else "the mappings are not the ones that were prepared"
+        return unknown("grants", facts.blind or other, f"{c} status")
     said = []
     if facts.strange_roles:
         said.append(f"roles that write on old are not there on new: {listed(facts.strange_roles)}")
@@ -80,7 +81,7 @@ def grants(facts: Facts) -> Gate:
 
 def replica_identity(facts: Facts, c: str) -> Gate:
     if facts.unidentified is None:
-        return unknown("replica_identity", "new does not answer", f"{c} status")
+        return unknown("replica_identity", facts.blind or "new does not answer", f"{c} status")
     if facts.unidentified:
         remedy = "; ".join(f"alter table {name} replica identity full" for name in facts.unidentified[:5])
         detail = f"the way back cannot name the old rows of {listed(facts.unidentified)}"

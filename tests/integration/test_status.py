@@ -7,164 +7,22 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from connectors.postgres import catalog, control, fence
-from connectors.postgres.session import Connection, connect
+from connectors.postgres import control
+from connectors.postgres.session import connect
 from schemas.direction import Direction, Side, slot_name
-from schemas.position import Lsn, Position, format_lsn, parse_lsn
-from schemas.spec import Spec, parse_spec
-from stream.cli.screen import screen
-from stream.heartbeat import Heartbeat
-from stream.prepared import Flow, Prepared
+from schemas.position import format_lsn
+from schemas.spec import parse_spec
 from stream.sides import Sides
 from stream.status import Watch
 from tests.fixtures.databases import Databases
+from tests.fixtures.staged import FILE, Stage, gate, until
 
 COMMAND = str(Path(sys.executable).with_name("slackwater"))
 DOWN = "host=127.0.0.1 port=1 connect_timeout=2"
-FILE = """
-migration: {migration}
-old: {{dsn: "{old}"}}
-new: {{dsn: "{new}", schema: app}}
-kafka: {{bootstrap: "127.0.0.1:1"}}
-copy: "*"
-"""
-
-
-@dataclass(kw_only=True)
-class Stage:
-    """A migration as `prepare` leaves it, with heartbeats in place of roles."""
-
-    migration: str
-    databases: Databases
-    old: Connection
-    new: Connection
-    start: Lsn
-
-    def spec(self, old: str | None = None, new: str | None = None) -> Spec:
-        text = FILE.format(migration=self.migration, old=old or self.databases.old, new=new or self.databases.new)
-        return parse_spec(text, env={})
-
-    def document(self, old: str | None = None, new: str | None = None) -> dict[str, Any]:
-        spec = self.spec(old, new)
-        sides = Sides({Side.OLD: spec.old.dsn, Side.NEW: spec.new.dsn}, application="test")
-        try:
-            document = Watch(spec, sides).document()
-        finally:
-            sides.close()
-        assert json.loads(json.dumps(document)) == document
-        assert screen(document)
-        return document
-
-    def heartbeat(self, role: str) -> Heartbeat:
-        dsn = self.databases.old if role == "capture" else self.databases.new
-        return Heartbeat(dsn=dsn, migration=self.migration, direction="forward", role=role)
-
-    def insert_lsn(self) -> Lsn:
-        row = self.old.execute("select pg_current_wal_insert_lsn()::text").fetchone()
-        assert row is not None
-        return parse_lsn(str(row[0]))
-
-
-@pytest.fixture
-def unprepared(databases: Databases, migration_name: str) -> Iterator[Stage]:
-    with connect(databases.old) as old, connect(databases.new) as new:
-        old.execute("create table public.customers (id int primary key, name text)")
-        new.execute("create schema app")
-        new.execute("create table app.customers (id int primary key, name text)")
-        yield Stage(migration=migration_name, databases=databases, old=old, new=new, start=Lsn(0))
-
-
-@pytest.fixture
-def stage(unprepared: Stage) -> Stage:
-    old, new, name = unprepared.old, unprepared.new, unprepared.migration
-    slot = slot_name(name, Direction.FORWARD)
-    old.execute(f"create publication {slot} for table public.customers".encode())
-    row = old.execute("select lsn::text from pg_create_logical_replication_slot(%s, 'pgoutput')", (slot,)).fetchone()
-    assert row is not None
-    start = parse_lsn(str(row[0]))
-    server = catalog.server(old)
-    tables = catalog.tables(old, "public"), catalog.tables(new, "app")
-    flow = Flow(
-        streamed=("customers",),
-        mirrors=(),
-        mappings={"customers": "f"},
-        outputs={"customers": {"id": "integer", "name": "text"}},
-        topics={"customers": "t"},
-        topic_ids={},
-        epochs_topic="e",
-        slot=slot,
-        publication=slot,
-        system_id=server.system_id,
-        timeline=server.timeline,
-        consistent_point=start,
-    )
-    document = Prepared(
-        migration=name,
-        fingerprint=unprepared.spec().fingerprint,
-        old_schema="public",
-        new_schema="app",
-        old=tables[0],
-        new=tables[1],
-        forward=flow,
-    )
-    for conn, side in ((old, Side.OLD), (new, Side.NEW)):
-        with control.transaction(conn, "preparing"):
-            control.install(conn)
-            opened = 0 if side is Side.OLD else -1
-            control.put_turn(conn, name, side, open_turn=opened, fence_turn=None if side is Side.OLD else 1)
-    fence.ensure(new, name, Side.NEW, 1, tables[1].values())
-    with control.transaction(new, "preparing"):
-        control.put_migration(
-            new, name, phase="prepared", fingerprint=document.fingerprint, prepared=document.to_json()
-        )
-        checkpoint = control.Checkpoint(
-            epoch=0,
-            end_lsn=start,
-            last=Position(start, 0),
-            offsets={},
-            system_id=server.system_id,
-            timeline=server.timeline,
-            slot=slot,
-        )
-        control.put_checkpoint(new, name, Direction.FORWARD, checkpoint)
-    unprepared.start = start
-    return unprepared
-
-
-@pytest.fixture
-def running(stage: Stage) -> Iterator[Stage]:
-    """With a capture that finds nothing of ours, and an applier that has applied all there is."""
-    beats = {role: stage.heartbeat(role) for role in ("capture", "apply")}
-    for heartbeat in beats.values():
-        heartbeat.start()
-        heartbeat.running()
-    reached = stage.insert_lsn()
-    beats["capture"].figures = {"captured_lsn": format_lsn(Lsn(reached + (1 << 30))), "captured_epoch": 0}
-    yield stage
-    for heartbeat in beats.values():
-        heartbeat.stop()
-
-
-def until(look: Callable[[], dict[str, Any]], what: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    deadline = time.monotonic() + 15
-    while True:
-        document = look()
-        if what(document):
-            return document
-        assert time.monotonic() < deadline, json.dumps(document, indent=1)
-        time.sleep(0.1)
-
-
-def gate(document: dict[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(g for g in document["gates"] if g["gate"] == name)
-    return found
 
 
 def test_before_prepare_there_is_a_plan_and_nothing_else(unprepared: Stage) -> None:
@@ -365,7 +223,7 @@ def test_a_cutover_is_never_safe_without_the_way_back(running: Stage) -> None:
         running.document, lambda d: gate(d, "lag")["state"] == "passed" and gate(d, "roles")["state"] == "passed"
     )
     failing = [g["gate"] for g in document["gates"] if g["state"] != "passed"]
-    assert failing == ["armed"]
+    assert failing == ["verification", "armed"]
     assert document["safe_to_cutover"] is False
 
 

@@ -1,0 +1,53 @@
+"""Gates without servers: what is not known never passes, and each gate that can be set exists."""
+
+from __future__ import annotations
+
+import pytest
+
+from schemas.direction import Direction
+from schemas.gates import NAMES
+from schemas.spec import Spec, parse_spec
+from stream.clock import now
+from stream.gates import Facts, Gate, State, all_passed, judge
+from stream.gates.judge import HARD_FOR_ROLLBACK
+
+NOTHING = Facts(at=now(), phase=None, turn=None, same_file=None)
+
+
+def spec(more: str = "") -> Spec:
+    return parse_spec(f"migration: a\nold: {{dsn: x}}\nnew: {{dsn: x}}\nkafka: {{bootstrap: x}}\n{more}", env={})
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+def test_what_is_not_known_never_passes(direction: Direction) -> None:
+    judged = judge(NOTHING, spec(), direction)
+    assert {g.state for g in judged} <= {State.UNKNOWN, State.FAILED}
+    assert not all_passed(judged)
+    assert len({g.gate for g in judged}) == len(judged)
+
+
+def test_nothing_judged_is_not_safe() -> None:
+    assert not all_passed([])
+
+
+def test_every_gate_can_be_set_by_its_name() -> None:
+    for direction in Direction:
+        assert {g.gate for g in judge(NOTHING, spec(), direction)} <= set(NAMES)
+
+
+def test_on_the_way_back_only_what_would_lose_rows_blocks() -> None:
+    judged = judge(NOTHING, spec(), Direction.REVERSE)
+    assert {g.gate for g in judged if g.blocks} == HARD_FOR_ROLLBACK
+    fine = [
+        Gate(gate="lag", state=State.PASSED, detail=""),
+        Gate(gate="x", state=State.FAILED, detail="", blocks=False),
+    ]
+    assert all_passed(fine)
+
+
+def test_a_gate_that_is_off_does_not_stop_and_says_what_it_would_say() -> None:
+    gate = next(
+        g for g in judge(NOTHING, spec("cutover: {gates: {grants: off}}"), Direction.FORWARD) if g.gate == "grants"
+    )
+    assert (gate.state, gate.stops, gate.remedy) == (State.OFF, False, None)
+    assert "it would be unknown" in gate.detail
