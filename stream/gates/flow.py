@@ -86,6 +86,8 @@ def _count(name: str, rows: int | None, what: str, remedy: str) -> Gate:
 def slot_headroom(facts: Facts, spec: Spec) -> Gate:
     """Of every slot that there is; the worst one speaks."""
     found = [_slot(direction, stream, spec) for direction, stream in facts.streams.items()]
+    if not found:
+        return unknown("slot_headroom", "no side answers")
     bad = [g for g in found if g.stops]
     if bad:
         return min(bad, key=lambda g: g.state)  # failed before unknown
