@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
+from schemas.control import CANARY_TABLE, SCHEMA
 from schemas.errors import Halt
 from schemas.escape import escape, unescape
 from schemas.wire import Wire, WireColumn
@@ -25,6 +26,12 @@ HEADER_BYTES = 5
 def namespace(wire: Wire) -> str:
     """`slackwater.<schema>.<table>`, each part a legal Avro name."""
     return f"{_NAMESPACE}.{escape(wire.schema)}.{escape(wire.table)}"
+
+
+def is_canary(schema: Schema) -> bool:
+    """Whether an envelope schema is that of `slackwater.canary`: a user's table may have the same name."""
+    wire = Wire(schema=SCHEMA, table=CANARY_TABLE, columns=(), key=(), identity_columns=())
+    return bool(schema.get("namespace") == namespace(wire))
 
 
 def value_schema(wire: Wire) -> Schema:

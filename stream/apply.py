@@ -19,7 +19,9 @@ from connectors.postgres.control import Checkpoint
 from connectors.postgres.session import Connection, connect, translated
 from connectors.postgres.target import Target
 from schemas.change import Change
+from schemas.control import CANARY, CANARY_TABLE
 from schemas.decoder import Decoder
+from schemas.envelope import is_canary
 from schemas.epoch import Epoch
 from schemas.errors import StreamGap
 from schemas.plan import Plan
@@ -132,11 +134,17 @@ class Apply:
         absent: dict[tuple[bytes, bool], tuple[str, ...]] = {}
         newest = max(barriers.values(), default=Lsn(0))
         whole: set[bytes] = set()  # schemas whose rows lack nothing, once every barrier is passed
+        canaries: dict[bytes, bool] = {}
 
         def decoded(value: bytes) -> Change:
             change = decode(value)
             if value[:5] in whole and change.position.commit_lsn > newest:
                 return change
+            if change.table == CANARY_TABLE:
+                if value[:5] not in canaries:
+                    canaries[value[:5]] = is_canary(self._schema_of(int.from_bytes(value[1:5], "big")))
+                if canaries[value[:5]]:
+                    return change._replace(table=CANARY)
             head = value[:5], change.position.commit_lsn <= barriers.get(change.table, 0)
             if head not in absent:
                 schema = self._schema_of(int.from_bytes(head[0][1:], "big"))
@@ -268,7 +276,7 @@ class Feed:
                     held = self._reader.next(0.002)
                     if held is None:
                         continue
-                    if not held.epoch.complete:
+                    if not held.epoch.complete or held.epoch.echo != work.echo:
                         break
                     self._add(work, held)
                     held = None

@@ -1,9 +1,10 @@
 """From frames to drafts of epochs: what belongs together, what is ours, what was published before.
 
 Invariants: a transaction is whole in one draft, or in a run of drafts of which only the last is complete; a change's
-position depends on the WAL alone, so a redelivered one is recognised; a transaction is dropped only when its first word
-is our opposite direction's echo mark, or when it ends at or below what Kafka holds; one that emptied a partition unseen
-is never completed.
+position depends on the WAL alone, so a redelivered one is recognised; a row is dropped only when it ends at or below
+what Kafka holds, or when its transaction's first word is our opposite direction's echo mark: then mirrored tables' rows
+alone are kept, in epochs of their own (an epoch is wholly echo, or wholly not). A transaction that emptied a partition
+unseen is never completed.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ from connectors.postgres.pgoutput import (
 )
 from connectors.postgres.replication import REBUILD
 from schemas.change import Op
-from schemas.control import ECHO_PREFIX, TRUNCATE_PREFIX
+from schemas.control import ECHO_PREFIX, TRUNCATE_PREFIX, TURN_PREFIX
 from schemas.epoch import Epoch, Message
 from schemas.errors import Halt, SchemaChanged, SlotLost
 from schemas.partition import partition_for
 from schemas.plan import Plan
 from schemas.position import ZERO, Lsn, Position, format_lsn
+from schemas.turns import TurnMessage
 from stream.relations import Relations, Route, Rows
 
 BYTES: Final = 16 << 20
@@ -82,8 +84,10 @@ class Assembly:
         self._routes = relations.by_id
         self._migration = plan.migration
         self._direction = str(plan.direction)
+        self._side = plan.direction.source
         self._echo = f"{plan.migration}.{plan.direction.opposite}".encode()
         self._streamed = frozenset(table.oid for table in plan.sources.values())
+        self._mirrors = frozenset(plan.mirrors)
         self._max_rows = max_rows
         self._max_s = max_ms / 1000
         self._partitions = partitions
@@ -104,6 +108,10 @@ class Assembly:
         self._seq = 0
         self._skip = -1  # ordinals at or below it are not ours to publish
         self._fresh = False  # nothing of the transaction has been seen yet
+        self._echoing = False  # it is the opposite direction's work
+        self._sifting = False  # not all of its rows are published
+        self._draft_echo = False  # so are the whole transactions that wait
+        self._closed = resume.closed  # the source is closed to the application
         self._trail: list[Rows] = []  # where each of its rows in the draft went, in order
         self._letters = bytearray()  # and what each was
         self._open_messages = 0
@@ -155,12 +163,15 @@ class Assembly:
             if letter in (INSERT, UPDATE, DELETE):
                 seq = self._seq
                 self._seq = seq + 1
-                self._fresh = False
+                if self._fresh:
+                    self._begin_rows()
                 if seq <= self._skip:
                     continue
                 route = routes.get(frame[ROW_RELATION])
                 if route is None:
                     raise self._relations.stranger(frame[ROW_RELATION])
+                if self._sifting and not self._keeps(route):
+                    continue
                 key, value = route.encode(
                     frame[BODY:], commit_lsn=self._commit_lsn, seq=seq, xid=self._xid, commit_ms=self._commit_ms
                 )
@@ -213,6 +224,7 @@ class Assembly:
         self._seq = 0
         self._skip = -1
         self._emptied.clear()
+        self._echoing = self._sifting = False
         if redelivered:
             self._skip = EVERYTHING
         elif self._run is not None:
@@ -253,27 +265,33 @@ class Assembly:
             self._emptied.pop(oid, None)  # the whole of it: its partitions' triggers fired just before
             seq = self._seq
             self._seq = seq + 1
-            self._fresh = False
+            if self._fresh:
+                self._begin_rows()
             if seq <= self._skip:
                 continue
             relation = oid.to_bytes(4, "big")
             route = self._routes.get(relation)
             if route is None:
                 raise self._relations.stranger(relation)
+            if self._sifting and not self._keeps(route):
+                continue
             row = route.encode(
                 frame[BODY:], commit_lsn=self._commit_lsn, seq=seq, xid=self._xid, commit_ms=self._commit_ms
             )
             self._add(route, TRUNCATE, row)
 
     def _message(self, message: pgoutput.LogicalMessage) -> None:
-        """Tokens and turns of ours are carried along; an echo mark, where it comes first, drops its transaction."""
+        """Tokens and turns of ours are carried along; an echo mark counts where it comes first."""
         if not message.transactional:
             return
-        fresh, self._fresh = self._fresh, False
-        if message.prefix == ECHO_PREFIX:
-            if fresh and message.content == self._echo:
+        if self._fresh and message.prefix == ECHO_PREFIX and message.content == self._echo:
+            self._fresh = False
+            self._echoing = self._sifting = True
+            if not self._mirrors:
                 self._skip = EVERYTHING
-            return
+            self._apart()
+        elif self._fresh:
+            self._begin_rows()
         if not message.prefix.startswith(OURS) or not self._addressed(message.content):
             return
         if message.prefix == TRUNCATE_PREFIX:
@@ -285,8 +303,33 @@ class Assembly:
         self._seq = seq + 1
         if seq > self._skip:
             position = Position(self._commit_lsn, seq)
+            if message.prefix == TURN_PREFIX:
+                self._turned(message.content.decode())
             self._messages.append(Message(prefix=message.prefix, content=message.content.decode(), position=position))
             self._open_messages += 1
+
+    def _begin_rows(self) -> None:
+        """The first that is seen of a transaction is no echo mark: it is nobody's echo."""
+        self._fresh = False
+        self._apart()
+
+    def _apart(self) -> None:
+        """An epoch is wholly echo or wholly not: what waits and is of the other kind goes first."""
+        if self._skip == EVERYTHING:
+            return
+        if self._draft_echo is not self._echoing and (self._rows or self._messages):
+            self._close(complete=True)
+        self._draft_echo = self._echoing
+
+    def _keeps(self, route: Route) -> bool:
+        """Whether a row of the open transaction is published although others of it are not."""
+        return route.table in self._mirrors
+
+    def _turned(self, content: str) -> None:
+        """Our side was closed to the application, or opened to it."""
+        said = TurnMessage.from_json(content)
+        if said is not None and said.side is self._side:
+            self._closed = said.closed
 
     def _addressed(self, content: bytes) -> bool:
         """To this migration, and to this direction where it names one."""
@@ -363,6 +406,8 @@ class Assembly:
             extents={},
             messages=tuple(self._messages),
             complete=complete,
+            echo=self._draft_echo and bool(routes),
+            closed=self._closed,
         )
         draft = Draft(
             epoch=epoch,

@@ -9,14 +9,16 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 
 from connectors.failpoint import failpoint
+from connectors.postgres import canary
 from connectors.postgres.control import Checkpoint
 from connectors.postgres.session import translated
 from connectors.postgres.target import canonical, key_text
 from schemas.change import Change
+from schemas.control import CANARY
 from schemas.epoch import Epoch
 from schemas.errors import Halt, RowRejected, Unavailable
 from schemas.position import Lsn
@@ -44,6 +46,12 @@ class Work:
     tables: dict[str, Folded]
     keyless: dict[str, list[Change]]
     offsets: Offsets
+    canaries: list[Change] = field(default_factory=list)
+
+    @property
+    def echo(self) -> bool:
+        """Its rows are the opposite direction's work: they reach the mirrors alone."""
+        return self.epochs[0].echo
 
     @property
     def complete(self) -> bool:
@@ -69,11 +77,14 @@ class Folding:
     def add(self, work: Work, epoch: Epoch, changes: list[Change], offsets: Offsets) -> None:
         """Continue `work` with the next epoch."""
         work.epochs.append(epoch)
+        work.canaries += [change for change in changes if change.table == CANARY]
+        if work.canaries:
+            changes = [change for change in changes if change.table != CANARY]
         work.changes += changes
         work.offsets = merged(work.offsets, offsets)
         for change in changes:
             table = change.table
-            if table in self._keyless:
+            if table in self._keyless and not epoch.echo:
                 work.keyless.setdefault(table, []).append(change)
                 if table not in self._keyed:
                     continue
@@ -113,7 +124,8 @@ class Batch:
         e = self._engine
         done: list[Epoch] = []
         self.counted.clear()
-        e.begin(holder=self._holder, lock="exclusive", writing=bool(work.changes))
+        echo = work.echo
+        e.begin(holder=self._holder, lock="exclusive", writing=bool(work.changes), mirrors_only=echo)
         try:
             with translated("applying"):
                 self._quarantined = e.target.quarantined()
@@ -126,6 +138,7 @@ class Batch:
                             hint="start apply again: nothing of that transaction was applied, and nothing is lost",
                         )
                     following.offsets = merged(work.offsets, following.offsets)
+                    following.canaries = work.canaries + following.canaries
                     done += work.epochs
                     work = following
                     e.clear(list(self._keys))
@@ -135,6 +148,8 @@ class Batch:
                 last = epochs[-1]
                 offsets = merged(checkpoint.offsets, work.offsets)
                 e.target.advance(checkpoint.epoch, epochs, offsets)
+                if work.canaries:
+                    self._seen(work.canaries, last.epoch)
                 failpoint("apply.before_commit")
         except BaseException:
             e.abandon()
@@ -151,6 +166,16 @@ class Batch:
             slot=checkpoint.slot,
         )
 
+    def _seen(self, canaries: list[Change], epoch: int) -> None:
+        """Of the canaries that came through: the newest of this migration's."""
+        plan = self._engine.plan
+        for change in reversed(canaries):
+            row = change.after
+            if row is not None and row["migration"] == plan.migration:
+                token, at = str(row["token"]), str(row["at"])
+                canary.note(self._engine.conn, plan.migration, str(plan.direction), token, at, epoch)
+                return
+
     def _part(self, work: Work, applied_lsn: Lsn) -> None:
         """Write one part of the transaction, again and again until the target takes it or the cause is known."""
         if not work.changes:
@@ -163,7 +188,7 @@ class Batch:
             e.savepoint("part")
             try:
                 staged = e.stage(work.tables, straight=not self._quarantined)
-                known = self._known(staged)
+                known = {} if work.echo else self._known(staged)
                 e.settle(staged, swap=swap, skip=known, applied_lsn=applied_lsn)
                 for source, changes in work.keyless.items():
                     e.keyless.apply(source, changes)
@@ -200,6 +225,11 @@ class Batch:
                     f"told to stop after epoch {work.epochs[-1].epoch}, which needs those that follow it",
                     hint="start apply again: nothing of that transaction was applied, and nothing is lost",
                 )
+            if further.echo != work.echo:
+                raise Unavailable(
+                    f"epoch {work.epochs[-1].epoch} cannot be applied together with the next, which is of another kind",
+                    hint="it is tried again by itself; if it stays so, see the unique constraint named before it",
+                ) from error
             for number, epoch in enumerate(further.epochs):
                 changes = further.changes if number == 0 else []
                 self._folding.add(work, epoch, changes, further.offsets)

@@ -9,6 +9,7 @@ before it reads where that one stopped; a slot or a publication that is not what
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from connectors.postgres.observer import Observer, check_slot
 from connectors.postgres.pgoutput import Keepalive
 from connectors.postgres.replication import REBUILD, Replication
 from schemas.epoch import Epoch
-from schemas.errors import SchemaChanged, SlotLost, StreamGap
+from schemas.errors import SchemaChanged, SlackwaterError, SlotLost, StreamGap
 from schemas.plan import Plan
 from schemas.position import format_lsn
 from stream.assembly import Assembly, Draft
@@ -29,10 +30,13 @@ from stream.partitions import PartitionWatch
 from stream.publisher import Publisher, Writer
 from stream.relations import Relations, Subjects
 
+log = logging.getLogger("slackwater.capture")
+
 TICK_S: Final = 0.25
 PING_S: Final = 0.5
 RETAINED_S: Final = 5.0
 PUBLICATION_S: Final = 60.0
+CANARY_S: Final = 60.0
 EMPTY_S: Final = 10.0
 EMPTY_BYTES: Final = 16 << 20
 """An advance without rows of ours is an epoch of its own after so much time, or so much WAL."""
@@ -81,7 +85,7 @@ class Capture:
             Replication(task.dsn, slot=task.slot, publication=task.publication) as stream,
         ):
             observer.slot(task.slot)
-            memberships = observer.check_publication(task.publication, task.plan.sources)
+            memberships = observer.check_publication(task.publication, task.plan.published)
             stream.start()  # from here on nobody else has the slot
             publisher = Publisher(
                 task.writer,
@@ -111,7 +115,7 @@ class Capture:
                 publisher.stop()
 
     def _partitions(self) -> dict[str, int]:
-        topics = list(self._task.plan.topics.values())
+        topics = self._task.plan.every_topic
         found = self._task.partitions(topics)
         if missing := sorted(set(topics) - found.keys()):
             raise StreamGap(
@@ -207,6 +211,7 @@ class Reader:
         self._emitted_at = now
         self._ticked_at = self._pinged_at = self._retained_at = now - RETAINED_S
         self._checked_at = now
+        self._sung_at = now - CANARY_S
         self._announced = 0
 
     def run(self) -> None:
@@ -276,13 +281,23 @@ class Reader:
         if now - self._retained_at >= RETAINED_S:
             self._retained_at = now
             self._task.metrics.slot_retained(self._observer.retained_bytes(self._task.slot))
+        if self._task.plan.canary is not None and now - self._sung_at >= CANARY_S:
+            self._sung_at = now
+            self._sing()
         if now - self._checked_at >= PUBLICATION_S or self._relations.announced != self._announced:
             self._checked_at = now
             self._announced = self._relations.announced
             self._watch.look()
-            memberships = self._observer.check_publication(self._task.publication, self._task.plan.sources)
+            memberships = self._observer.check_publication(self._task.publication, self._task.plan.published)
             compare_memberships(self._memberships, memberships, self._task.publication)
             self._memberships = memberships
+
+    def _sing(self) -> None:
+        """The canary's age, on the target, tells of one that could not be written: the stream goes on without it."""
+        try:
+            self._observer.sing(self._task.plan.migration)
+        except SlackwaterError as error:
+            log.warning("%s", error.cause)
 
     def _report(self) -> None:
         """`captured_lsn`: all that ends at or below it is in Kafka, or is not ours."""

@@ -24,7 +24,7 @@ from schemas.position import ZERO, Lsn, Position
 from stream.bulk import apply_chunk
 from stream.claims import Claim
 from stream.engine import Engine, Lock
-from stream.loads import Loads
+from stream.loads import MIRROR, Loads
 
 log = logging.getLogger("slackwater.backfill")
 
@@ -76,10 +76,13 @@ class Session:
         cancel(self.reader.rows)
 
     @contextmanager
-    def transaction(self, lock: Lock, *, timeout_s: int) -> Iterator[Checkpoint]:
-        """A target transaction in which the applier stands still; yields where. Commits, or rolls back on an error."""
+    def transaction(self, load: str, lock: Lock, *, timeout_s: int) -> Iterator[Checkpoint]:
+        """A target transaction in which the applier stands still; yields where. Commits, or rolls back on an error.
+
+        A mirror is loaded while the target is open as well; what is computed from it is left alone then.
+        """
         try:
-            self.engine.begin(holder=HOLDER, lock=lock)
+            self.engine.begin(holder=HOLDER, lock=lock, mirrors_only=None if load.startswith(MIRROR) else False)
             with translated("opening a chunk's transaction"):
                 self.target.execute(f"set local statement_timeout = '{timeout_s}s'")
             yield self.engine.target.checkpoint()
@@ -128,7 +131,7 @@ class Loader:
         work, began = claim.work, time.monotonic()
         whole = claim.chunk.kind is Kind.WHOLE
         self._newest = ZERO
-        with self._s.transaction("shared", timeout_s=0 if whole else CHUNK_TIMEOUT_S) as at:
+        with self._s.transaction(work.name, "shared", timeout_s=0 if whole else CHUNK_TIMEOUT_S) as at:
             read = self._lone(claim, at) if claim.lone else self._written(claim, at)
             self._s.loads.done(
                 work.name,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from connectors.postgres.pgoutput import Relation
+from schemas.control import CANARY, CANARY_TABLE, SCHEMA
 from schemas.encoder import Encoder
 from schemas.envelope import Schema, key_schema, value_schema
 from schemas.errors import Halt, SchemaChanged
@@ -29,9 +30,12 @@ class Subjects(Protocol):
 class Route:
     """Where one table's rows go: the epoch's `rows` by partition, and its `counts` by pgoutput's letter."""
 
-    __slots__ = ("counts", "encode", "name", "rows", "topic", "wire")
+    __slots__ = ("counts", "encode", "name", "rows", "table", "topic", "wire")
 
-    def __init__(self, name: str, topic: str, wire: Wire, encode: Callable[..., tuple[bytes | None, bytes]]) -> None:
+    def __init__(
+        self, table: str, name: str, topic: str, wire: Wire, encode: Callable[..., tuple[bytes | None, bytes]]
+    ) -> None:
+        self.table = table  # as the plan has it
         self.name = name  # "schema.table"
         self.topic = topic
         self.wire = wire
@@ -64,13 +68,15 @@ class Relations:
         self._registry = registry
         self._type_names = type_names
         self._routes: dict[str, Route] = {}
-        self._prepared_types = {c.type_oid: c.type for t in plan.sources.values() for c in t.columns}
+        self._prepared_types = {c.type_oid: c.type for t in plan.published.values() for c in t.columns}
 
     def describe(self, relation: Relation) -> None:
         """A relation as it is from here on. Errors: SchemaChanged; the registry's."""
         self.announced += 1
         oid = relation.oid.to_bytes(4, "big")
-        table = self._plan.sources.get(relation.name)
+        key, table = relation.name, self._plan.sources.get(relation.name)
+        if self._plan.canary is not None and (relation.schema, relation.name) == (SCHEMA, CANARY_TABLE):
+            key, table = CANARY, self._plan.canary
         if table is None or table.schema != relation.schema:
             self.by_id.pop(oid, None)
             self._strangers[oid] = self._unprepared(relation)
@@ -81,12 +87,12 @@ class Relations:
                 hint="`slackwater cancel`, then prepare anew",
             )
         wire = self._wire(relation, table)
-        route = self._routes.get(table.name)
+        route = self._routes.get(key)
         if route is None or route.wire != wire:
-            topic = self._plan.topics[table.name]
+            topic = self._plan.canary_topic if key == CANARY else self._plan.topics[key]
             encode = self._encoder(topic, wire).encode
             if route is None:
-                route = self._routes[table.name] = Route(f"{table.schema}.{table.name}", topic, wire, encode)
+                route = self._routes[key] = Route(key, f"{table.schema}.{table.name}", topic, wire, encode)
             else:
                 route.wire, route.encode = wire, encode
         self.by_id[oid] = route

@@ -148,7 +148,7 @@ class Rereader:
         load, engine = row.name, self._s.engine
         # A mirror's new rows recompute the mappings that read it, as the applier does: alone.
         lock: Lock = "exclusive" if load.startswith(MIRROR) else "shared"
-        with self._s.transaction(lock, timeout_s=CHUNK_TIMEOUT_S) as at:
+        with self._s.transaction(load, lock, timeout_s=CHUNK_TIMEOUT_S) as at:
             taken.extend(self._queue.asked(load, keys))
             if not taken:
                 return 0

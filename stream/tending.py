@@ -66,6 +66,9 @@ class Tending:
 
     def _wake(self, name: str) -> None:
         def wake() -> int:
+            if self._engine.mirrors_only:  # the target is open: it is right as it is, by definition
+                self._engine.target.woken(name, 0)
+                return 0
             rows = self._engine.wake(name)
             failpoint("apply.before_wake")
             return rows
@@ -79,8 +82,13 @@ class Tending:
     def _retry(self, name: str, owners: list[Key]) -> None:
         """Owners in quarantine that an operator wants to see tried again."""
         e = self._engine
+
+        def retry() -> None:
+            if not e.mirrors_only:
+                e.owners.retry(e.loads[name], owners)
+
         try:
-            self._alone(lambda: e.owners.retry(e.loads[name], owners))
+            self._alone(retry)
         except RowRejected as error:  # not one owner's fault: nobody leaves
             log.error("%s is refused as before: %s", name, error.cause)
             self._alone(lambda: e.target.owners_read(name, []))
@@ -88,7 +96,7 @@ class Tending:
     def _alone(self, work: Callable[[], T], *, isolate: str | None = None) -> T:
         """A transaction of its own under the applier's lock."""
         e = self._engine
-        e.begin(holder=f"apply.{e.plan.direction}", lock="exclusive")
+        e.begin(holder=f"apply.{e.plan.direction}", lock="exclusive", mirrors_only=None)
         try:
             if isolate is not None:
                 e.owners.isolate.add(isolate)

@@ -172,7 +172,7 @@ class Process:
                 kafka.bootstrap,
                 kafka.options,
                 epochs_topic=flow.epochs_topic,
-                topics=sorted(plan.topics.values()),
+                topics=sorted(plan.every_topic),
                 offsets=offsets,
                 after_epoch=epoch,
                 topic_ids=flow.topic_ids,
@@ -226,7 +226,9 @@ def wanted(spec: Spec, known: list[RoleName], ask: Sides) -> list[RoleName]:
     if isinstance(document, SlackwaterError):
         return known or names
     if document is not None and document.reverse is not None:
-        names += [RoleName(role, Direction.REVERSE) for role in ("capture", "apply")]
+        # Old has its rows: only mirrors of new are filled there.
+        roles = ROLES if document.reverse.mirrors else ("capture", "apply")
+        names += [RoleName(role, Direction.REVERSE) for role in roles]
     return names
 
 
@@ -255,7 +257,7 @@ def _document(spec: Spec, direction: Direction) -> Prepared:
     if document is None:
         raise NotYet("the migration is not prepared yet", hint="slackwater prepare")
     if direction is Direction.REVERSE and document.reverse is None:
-        raise NotYet("the reverse direction is not armed", hint="")
+        raise NotYet("the reverse direction is not armed yet", hint="slackwater arm")
     if spec.fingerprint != document.fingerprint:
         raise ConfigError(
             f"{spec.path or 'the file'} is not the file that migration {spec.migration} was prepared with",

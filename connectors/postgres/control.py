@@ -295,6 +295,17 @@ def drop_load(conn: Connection, name: str, direction: Direction, load: str) -> N
     )
 
 
+_OF_DIRECTION = ("checkpoint", "epoch", "token", "canary_seen", "load", *_OF_LOAD)
+
+
+def forget_direction(conn: Connection, name: str, direction: Direction) -> None:
+    """Forget what a direction's target keeps of it, in the caller's transaction: its checkpoint and its loads."""
+    for table in _OF_DIRECTION:
+        conn.execute(
+            f"delete from slackwater.{table} where migration = %s and direction = %s".encode(), (name, direction.value)
+        )
+
+
 def alive(conn: Connection, name: str, within_s: float = 5.0) -> list[str]:
     """Roles with a heartbeat younger than `within_s`, as 'forward apply (pid 12 on host a)'; by the server's clock."""
     if not installed(conn):

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from connectors.postgres import session, truncation
+from connectors.postgres import canary, session, truncation
 from connectors.postgres.replication import REBUILD
 from connectors.postgres.session import translated
+from schemas import control
+from schemas.control import CANARY, CANARY_TABLE
 from schemas.direction import Direction
 from schemas.errors import Halt, SchemaChanged, SlotLost, Unavailable
 from schemas.position import Lsn, format_lsn, parse_lsn
@@ -138,7 +140,8 @@ class Observer:
             members: list[Any] = self._conn.execute(_MEMBERS, (name,)).fetchall()
         found: dict[str, int] = {}
         for membership, schema, table, oid, filtered in members:
-            wanted = tables.get(table)
+            name_ = CANARY if (schema, table) == (control.SCHEMA, CANARY_TABLE) and CANARY in tables else table
+            wanted = tables.get(name_)
             if wanted is None or wanted.schema != schema:
                 raise SchemaChanged(
                     f"publication {name} also has {schema}.{table}, which was not prepared",
@@ -148,7 +151,7 @@ class Observer:
                 raise SchemaChanged(f"publication {name} filters rows or columns of {schema}.{table}", hint=_REPREPARE)
             if wanted.oid and wanted.oid != oid:
                 raise SchemaChanged(f"table {schema}.{table} was dropped and created anew", hint=_REPREPARE)
-            found[table] = membership
+            found[name_] = membership
         if missing := sorted(tables.keys() - found.keys()):
             listed = ", ".join(f"{tables[t].schema}.{t}" for t in missing)
             raise SchemaChanged(f"publication {name} lacks {listed}", hint=_REPREPARE)
@@ -173,6 +176,11 @@ class Observer:
     def watch(self, migration: str, direction: Direction, leaf: truncation.Leaf) -> None:
         """Watch one from now on. One try, for others wait meanwhile. Errors: Contended, PrivilegeMissing."""
         truncation.watch(self._conn, migration, direction, leaf, patience_s=0.0)
+
+    def sing(self, migration: str) -> None:
+        """Write the canary, as an application would: a change of it goes the whole way of every other row."""
+        with translated("writing the canary"):
+            canary.sing(self._conn, migration)
 
     def snapshot(self) -> Snapshot:
         """What is visible now."""

@@ -126,6 +126,13 @@ VERBS = (
         example="slackwater -c shop.yaml journal --verify",
     ),
     Verb(
+        name="arm",
+        module="arm",
+        summary="Build, start and prove the way back",
+        example="slackwater -c shop.yaml arm --timeout 600",
+        changes=True,
+    ),
+    Verb(
         name="cutover",
         module="cutover",
         summary="Move the application's writes to the new side",

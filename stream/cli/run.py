@@ -51,8 +51,6 @@ def run(
             raise ConfigError("--direction goes with a role", hint=f"slackwater run apply --direction {direction}")
         _finish(spec, None, _all(spec))
     name = RoleName(role.value, direction)
-    if name.role == "backfill" and direction is Direction.REVERSE:
-        raise ConfigError("backfill runs forward only: the old side has its rows", hint="run backfill")
     _finish(spec, name, _one(spec, name, listen or spec.http.listen, child_of))
 
 

@@ -48,6 +48,7 @@ class Engine:
         self._pipeline: Any = None
         self._posted: list[Any] = []
         self.written = 0
+        self.mirrors_only = False  # the target's own rows are not to be touched in this transaction
         self.states: dict[str, LoadState] = {}
         self._side = str(plan.direction.target)
         self._holders: set[str] = set()
@@ -82,10 +83,11 @@ class Engine:
 
     # The transaction.
 
-    def begin(self, *, holder: str, lock: Lock, writing: bool = True) -> None:
+    def begin(self, *, holder: str, lock: Lock, writing: bool = True, mirrors_only: bool | None = False) -> None:
         """Open a transaction that may write rows: echo mark, pass, advisory lock, turn row, states of the loads.
 
-        Errors: Halt when the target is open to the application.
+        `mirrors_only`: rows reach the mirrors and nothing else, which may be while the target is open; None: only then.
+        Errors: Halt when the target is open to the application, and its own rows are to be written.
         """
         migration, direction = self.plan.migration, str(self.plan.direction)
         if holder not in self._holders:
@@ -114,7 +116,8 @@ class Engine:
             self.states = self.target.loads()
             self.owners.begin()
         self.written = 0
-        if row is None or (writing and row[0]):
+        self.mirrors_only = mirrors_only or (mirrors_only is None and row is not None and bool(row[0]))
+        if row is None or (writing and row[0] and not self.mirrors_only):
             self.rollback()
             raise Halt(
                 f"{self._side} is open to the application: this direction must not write to it"
@@ -221,6 +224,8 @@ class Engine:
     ) -> None:
         """Bring every awake load that reads what is staged to its new state; `only` restricts which."""
         wanted = [self.loads[name] for name in self.order if only is None or name in only]
+        if self.mirrors_only:
+            wanted = [x for x in wanted if x.is_mirror]
         touched = [x for x in wanted if not self.asleep(x.name) and any(s in staged for s in x.mapping.sources)]
         for x in touched:
             if not x.mapping.row_local or staged[x.mapping.sources[0]].direct is None:
@@ -431,8 +436,10 @@ class Engine:
         assert asked is not None
         staged = Staged(truncated=False, has_new=True, has_old=bool(asked[0]), has_gone=bool(asked[0]))
         staged.parts = [Part(number=0, missing=frozenset(), moved=False, entering=False, rows=())]
+        if self.mirrors_only and not x.is_mirror:
+            raise Halt(f"{load} is no mirror, and nothing else may be written now", hint="slackwater status")
         names = {load}
-        if x.is_mirror:
+        if x.is_mirror and not self.mirrors_only:
             joined = {n for n, y in self.loads.items() if not y.mapping.row_local and source in y.mapping.sources}
             names |= joined
             self.owners.isolate |= joined  # what one of these refuses is not the mirror's row's fault

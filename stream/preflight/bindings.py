@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from connectors.postgres import bindings
 from connectors.postgres.session import Connection
+from schemas.direction import Direction
 from schemas.errors import PrivilegeMissing, Refused
 from schemas.problem import Problem
 from schemas.resolve import Resolution
@@ -18,21 +19,23 @@ Outputs = dict[str, dict[str, str]]
 
 def examine(
     spec: Spec,
-    old: Connection,
-    new: Connection,
+    source: Connection,
+    target: Connection,
     sources: Mapping[str, Table],
     targets: Mapping[str, Table],
     resolution: Resolution,
+    direction: Direction = Direction.FORWARD,
 ) -> tuple[Outputs, list[Problem]]:
     """(the outputs' types, everything that one of the servers objects to). Errors: of a connection that fails."""
-    places = {entry.to: entry.place for entry in spec.tables}
+    entries = spec.tables if direction is Direction.FORWARD else spec.reverse
+    places = {entry.to: entry.place for entry in entries}
     outputs: Outputs = {}
     problems: list[Problem] = []
     for mapping in resolution.mappings:
         where = places.get(mapping.target, f"{spec.place('copy')}: {mapping.target}")
         table = targets[mapping.target]
         try:
-            examined = bindings.examine(old, new, mapping, sources, table, trust=spec.trust, where=where)
+            examined = bindings.examine(source, target, mapping, sources, table, trust=spec.trust, where=where)
         except PrivilegeMissing as error:  # one more thing that is wrong, not the end of the examination
             problems.append(Problem(cause=error.cause, remedy=error.hint, where=where))
             continue
@@ -43,14 +46,15 @@ def examine(
 
 def outputs(
     spec: Spec,
-    old: Connection,
-    new: Connection,
+    source: Connection,
+    target: Connection,
     sources: Mapping[str, Table],
     targets: Mapping[str, Table],
     resolution: Resolution,
+    direction: Direction = Direction.FORWARD,
 ) -> Outputs:
     """The outputs' types alone. Errors: Refused, with every reason, when one of the servers objects."""
-    found, problems = examine(spec, old, new, sources, targets, resolution)
+    found, problems = examine(spec, source, target, sources, targets, resolution, direction)
     if problems:
         raise Refused(
             "the mappings cannot be used as they are",

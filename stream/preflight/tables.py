@@ -40,8 +40,9 @@ def source(
         found.problem(
             "replica_identity",
             f"{why}: once it is published, PostgreSQL refuses the application's UPDATE and DELETE on it",
-            f"{'; '.join(identity_statements(table, ()))} -- or give it a primary key;"
-            " or `slackwater prepare --set-replica-identity` does it, and `cancel` undoes it",
+            f"{'; '.join(identity_statements(table, ()))} -- or give it a primary key; or `slackwater"
+            f" {'prepare' if side is Side.OLD else 'arm'} --set-replica-identity` does it, and the migration's end"
+            " undoes it",
             f"{side}.{table.name}",
         )
     for name, partitions in kinds["partition identity"].items():
@@ -89,7 +90,7 @@ def source(
             where=f"{side}.{name}",
         )
     owned = sorted({s for names in kinds["sequence"].values() for s in names})
-    if owned:
+    if owned and side is Side.OLD:
         found.note(
             "sequences", f"sequences are not streamed; cutover sets new's past old's: {listed(owned)}", where=side
         )
@@ -165,8 +166,8 @@ def _fires(kinds: Mapping[str, Mapping[str, list[str]]], side: Side, role: surve
             what = kind.partition(" ")[0]
             found.problem(
                 "triggers",
-                f"the {what} {listed(names)} would fire on rows that old has already had its effects for",
-                f"disable it until cutover (alter table ... disable {what} ...)"
+                f"the {what} {listed(names)} would fire on rows that {side.other} has already had its effects for",
+                f"disable it until the migration ends (alter table ... disable {what} ...)"
                 + ("" if role.replica else ", or let the role set session_replication_role"),
                 f"{side}.{name}",
             )
