@@ -53,6 +53,9 @@ _CONTROL: Mapping[str, Mapping[str, str]] = {
     "backfill_chunk": {APPLY: "select", BACKFILL: "select, insert, update, delete"},
     "quarantine": {APPLY: "select, insert, update, delete", BACKFILL: "select, insert, update, delete"},
     "reread": {APPLY: "select, insert, update, delete", BACKFILL: "select, insert, update, delete"},
+    "canary": {CAPTURE: "select, insert, update", APPLY: "select", BACKFILL: "select"},
+    "canary_seen": {CAPTURE: "select", APPLY: "select, insert, update", BACKFILL: "select"},
+    "foreign_write": {CAPTURE: "select, insert", APPLY: "select", BACKFILL: "select"},
     "role": {
         CAPTURE: "select, insert, update",
         APPLY: "select, insert, update",
@@ -109,6 +112,19 @@ def _old(plan: Plan, place: Place) -> str:
         f"grant select on {', '.join(tables)} to {CAPTURE}, {BACKFILL};",
         *_operator(place),
         *_control({CAPTURE, APPLY, BACKFILL}),
+        *_back(
+            plan,
+            [
+                f"grant temporary on database {quote(place.database)} to {APPLY}, {BACKFILL};",
+                f"grant select, insert, update, delete on {', '.join(tables)} to {APPLY}, {BACKFILL};",
+                *(
+                    [f"grant set on parameter session_replication_role to {APPLY}, {BACKFILL};"]
+                    if place.version >= 15
+                    else []
+                ),
+            ],
+            mirrors=True,
+        ),
     ]
     return "\n".join(lines) + "\n"
 
@@ -136,7 +152,35 @@ def _new(plan: Plan, place: Place) -> str:
     else:
         lines.append("-- (before PostgreSQL 17 only a table's owner may ANALYZE it: autovacuum does it a little later)")
     lines += [*_operator(place), *_control({CAPTURE, APPLY, BACKFILL}, mirrors)]
+    lines += _back(plan, [f"grant select on {', '.join(tables)} to {CAPTURE}, {BACKFILL};"])
     return "\n".join(lines) + "\n"
+
+
+def _back(plan: Plan, grants: Iterable[str], *, mirrors: bool = False) -> list[str]:
+    """What the way back needs once it is armed: new is read, old is written."""
+    name = plan.migration.replace("'", "''")
+    table, condition = ("checkpoint", "direction = 'reverse'") if mirrors else ("migration", "prepared ? 'reverse'")
+    condition += "" if mirrors else " and prepared -> 'reverse' <> 'null'"
+    body = [f"    {line}" for line in grants]
+    if mirrors:
+        own = mirror_name(plan.migration, Direction.REVERSE, "").replace("'", "''")
+        body += [
+            "    for mirror in select c.oid::regclass from pg_class c where c.relkind = 'r'",
+            f"      and c.relnamespace = '{MIRROR_SCHEMA}'::regnamespace and starts_with(c.relname, '{own}') loop",
+            f"      execute format('grant select, insert, update, delete on %s to {APPLY}, {BACKFILL}', mirror);",
+            "    end loop;",
+        ]
+    return [
+        "-- the way back, which `arm` makes: run this file again after it",
+        "do $$",
+        *(["declare mirror regclass;"] if mirrors else []),
+        "begin",
+        f"  if to_regclass('{SCHEMA}.migration') is null then return; end if;",
+        f"  if exists (select from {SCHEMA}.{table} where migration = '{name}' and {condition}) then",
+        *body,
+        "  end if;",
+        "end $$;",
+    ]
 
 
 def _everyone(place: Place, schema: str) -> list[str]:
