@@ -22,6 +22,8 @@ from stream.observe import SourceView, TargetView
 from stream.pause import Pause, pauses
 from stream.phases import Phase
 from stream.prepared import Prepared
+from stream.turn import past
+from stream.turn.past import Past
 from stream.verification import NEVER, Verification, latest, together
 
 Document = dict[str, Any]
@@ -51,6 +53,8 @@ class NewLook:
     pauses: Mapping[str, Pause]
     loads: Mapping[str, Document]
     since: Since
+    turned: Past | None = None  # the last turn that came to its end
+    begun: Past | None = None  # the newest word on any turn
 
 
 def look(conn: Connection, spec: Spec, side: Side, document: Prepared | None) -> SideLook:
@@ -109,6 +113,8 @@ def look_at_new(conn: Connection, migration: str) -> NewLook:
         pauses=pauses(conn, migration),
         loads={str(row[0]): _load(row) for row in rows},
         since=findings.since(conn, migration),
+        turned=past.latest(conn, migration, "done"),
+        begun=past.latest(conn, migration),
     )
 
 

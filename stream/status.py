@@ -86,7 +86,8 @@ class Watch:
             "gates": [self._gate(gate, ahead) for gate in shown],
             "safe_to_cutover": None if home is None else home.phase is Phase.ARMED and _safe(gates, Direction.FORWARD),
             "safe_to_rollback": _safe(gates, Direction.REVERSE) if home and home.phase is Phase.SWITCHED else None,
-            "cutover": {"at": None, "pause_seconds": None},
+            "cutover": _turned(home),
+            "switching": _switching(home, writes),
             "errors": _errors({**looks, Side.NEW: new if isinstance(new, SlackwaterError) else looks[Side.NEW]}),
         }
         found["next"] = _next(found, shown, spec)
@@ -304,6 +305,24 @@ def _backfill(home: NewLook | None, new: SideLook | SlackwaterError) -> Document
     }
 
 
+def _turned(home: NewLook | None) -> Document:
+    """The last turn that came to its end."""
+    last = None if home is None else home.turned
+    if last is None:
+        return {"at": None, "pause_seconds": None, "verb": None, "turn": None}
+    return {"at": rfc3339(last.at), "pause_seconds": last.pause_s, "verb": last.verb, "turn": last.turn}
+
+
+def _switching(home: NewLook | None, writes: str | None) -> Document | None:
+    """A turn that has begun and has not come to its end: it is at work, or died. The same verb finishes it."""
+    if home is None or not (home.phase is Phase.SWITCHING or writes == "none"):
+        return None
+    begun = home.begun
+    if begun is None or begun.outcome != "intent":
+        return {"verb": "cutover", "turn": None, "since": None, "by": None}
+    return {"verb": begun.verb, "turn": begun.turn, "since": rfc3339(begun.at), "by": f"{begun.actor} ({begun.host})"}
+
+
 def _next(document: Document, gates: list[Gate], spec: Spec) -> str | None:
     """The one command that helps most now; None when there is nothing to do but let it run."""
     c = f"slackwater -c {spec.path.name if spec.path else 'migration.yaml'}"
@@ -311,5 +330,7 @@ def _next(document: Document, gates: list[Gate], spec: Spec) -> str | None:
         return None
     if document["phase"] == Phase.PLANNED.value:
         return f"{c} prepare"
+    if document["switching"] is not None:
+        return f"{c} {document['switching']['verb']}"
     failing = [g for g in gates if g.stops and g.remedy and g.remedy.startswith(c)]
     return failing[0].remedy if failing else None

@@ -15,6 +15,7 @@ from connectors.postgres import catalog, control, fence
 from connectors.postgres.control import Checkpoint
 from connectors.postgres.session import Connection, translated
 from connectors.postgres.target import Key, Target
+from schemas.direction import Side
 from schemas.errors import Contended, PrivilegeMissing, RowRejected
 from stream.engine import Engine
 from stream.metrics import Metrics
@@ -114,7 +115,9 @@ class Tending:
         turn = control.turn(conn, plan.migration, side)
         if turn is None or turn.fence_turn is None:
             return
-        tables = catalog.tables(conn, plan.target_schema).values()
+        tables = list(catalog.tables(conn, plan.target_schema).values())
+        if side is Side.OLD:  # what stays behind on old is not ours to close
+            tables = [table for table in tables if table.name in plan.targets]
         try:
             made = fence.ensure(conn, plan.migration, side, turn.fence_turn, tables, patience_s=FENCE_PATIENCE_S)
         except (PrivilegeMissing, Contended) as error:

@@ -123,11 +123,22 @@ def ensure(
             continue
 
         def create(relation: Relation = relation) -> None:
-            create_in_transaction(conn, migration, side, turn, relation)
+            # Under the lock: whoever closes the side meanwhile asks for a later turn, in its row as on its tables.
+            conn.execute(sql.SQL("lock table only {} in share row exclusive mode").format(sql.Identifier(*relation)))
+            create_in_transaction(conn, migration, side, max(turn, _asked(conn, migration, side)), relation)
 
         patiently(conn, create, f"cannot fence {relation[0]}.{relation[1]}", patience_s)
         made.append(relation)
     return made
+
+
+def _asked(conn: Connection, migration: str, side: Side) -> int:
+    """The turn that the side's row asks for now; 0 where it asks for none."""
+    row: Any = conn.execute(
+        "select coalesce(fence_turn, 0) from slackwater.turn where migration = %s and side = %s",
+        (migration, side.value),
+    ).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def drop(conn: Connection, migration: str, *, patience_s: float = 120.0) -> list[Relation]:

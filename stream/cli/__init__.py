@@ -149,6 +149,12 @@ VERBS = (
         asks=True,
     ),
     Verb(
+        name="route",
+        module="route",
+        summary="Print who takes the application's writes",
+        example="slackwater -c shop.yaml route --wait new --timeout 60",
+    ),
+    Verb(
         name="cancel",
         module="cancel",
         summary="End the migration and remove every trace of it",

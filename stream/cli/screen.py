@@ -16,6 +16,7 @@ def screen(status: Document) -> str:
     parts = [headline(status), ""]
     if status["phase"] == "planned" and not status["errors"]:
         return "\n".join([*parts, "nothing is prepared yet: the old side works as ever, and the new one waits"])
+    parts += _switching(status)
     for name, direction in status["directions"].items():
         parts += _direction(name, direction)
     parts += _backfill(status["backfill"])
@@ -33,6 +34,18 @@ def headline(status: Document) -> str:
     safe = {True: "yes", False: f"no ({failing})" if failing else "no", None: "unknown"}[status["safe_to_cutover"]]
     line = f"WRITES {status['writes'] or 'unknown'}  PHASE {status['phase'] or 'unknown'}  CUTOVER {safe}"
     return line + (f"  NEXT {status['next']}" if status["next"] else "")
+
+
+def _switching(status: Document) -> list[str]:
+    """A turn between its beginning and its end, and the last one that came to it."""
+    now, last = status.get("switching"), status["cutover"]
+    if now is not None:
+        who = f" begun at {now['since']} by {now['by']}" if now["since"] else ""
+        return [f"switching {now['verb']}{who} has not come to its end: if it does not run, run it again", ""]
+    if last["at"] is None:
+        return []
+    pause = "" if last["pause_seconds"] is None else f", writers paused for {last['pause_seconds']:.3f} s"
+    return [f"turn {last['turn']:<4} {last['verb']} at {last['at']}{pause}", ""]
 
 
 def _direction(name: str, d: Document) -> list[str]:

@@ -1,51 +1,16 @@
-"""The journal's word on turns: what was intended, what was finished. History, never the authority."""
+"""The phase and the journal of a turn: they follow the turn rows, which are the authority."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, cast
+from typing import Any
 
-from connectors.postgres import control
 from connectors.postgres.session import Connection, translated
 from schemas.errors import Refused
 from stream import state
 from stream.journal import append
 from stream.phases import Phase
+from stream.turn.past import latest
 from stream.turn.turning import Turning
-
-VERBS = ("cutover", "rollback", "failover")
-
-_LATEST = """
-select step, outcome, detail, at from slackwater.journal
- where migration = %s and step = any(%s) and (%s::text is null or outcome = %s) order by seq desc limit 1
-"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Past:
-    """The newest entry of a verb that turns. `outcome`: intent, done, aborted, refused."""
-
-    verb: str
-    outcome: str
-    detail: dict[str, Any]
-    at: datetime
-
-    @property
-    def turn(self) -> int:
-        return int(self.detail.get("turn", -1))
-
-
-def latest(conn: Connection, migration: str, outcome: str | None = None) -> Past | None:
-    """The newest entry of the verbs that turn; with an outcome, of those that came to it."""
-    if not control.installed(conn):
-        return None
-    with translated("reading the journal"):
-        row = conn.execute(_LATEST, (migration, list(VERBS), outcome, outcome)).fetchone()
-    if row is None:
-        return None
-    step, how, detail, at = cast("tuple[str, str, dict[str, Any], datetime]", row)
-    return Past(verb=step, outcome=how, detail=detail, at=at)
 
 
 def home(t: Turning) -> Phase:

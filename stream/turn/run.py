@@ -20,7 +20,7 @@ from schemas.spec import Spec
 from stream import journal, prepared, state
 from stream.journal import Actor
 from stream.phases import Phase
-from stream.turn import closing, drain, history, hold, hooks, opening
+from stream.turn import closing, drain, history, hold, hooks, opening, past
 from stream.turn.outcome import Outcome, result_of
 from stream.turn.standing import How, writes
 from stream.turn.turning import Gates, Order, Turning
@@ -127,9 +127,9 @@ def _complete(t: Turning) -> str:
     """The side is open. What an earlier run left undone after that is done."""
     if t.order.dry_run:
         return "already"
-    past = history.latest(t.conns[Side.NEW], t.migration, "done")
+    last = past.latest(t.conns[Side.NEW], t.migration, "done")
     phase = state.phase(t.conns[Side.NEW], t.migration)
-    if past is not None and past.turn >= t.turn and phase is not Phase.SWITCHING:
+    if last is not None and last.turn >= t.turn and phase is not Phase.SWITCHING:
         t.closed = True
         return "already"
     if t.turn == 0:

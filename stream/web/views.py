@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from connectors.postgres.session import Connection, translated
-from schemas.direction import Side
-from schemas.errors import SlackwaterError
 from stream.clock import rfc3339
 from stream.heartbeat import Heartbeat
 from stream.metrics import CONTENT_TYPE, Metrics
+from stream.route import current
 from stream.sides import Sides
 from stream.web.server import Answer, Kept, View, json_answer
 
@@ -45,25 +43,7 @@ def views(
 
 
 def route(sides: Sides, migration: str) -> dict[str, Any]:
-    """`slackwater.route` as the applications read it: new's row, or old's where new does not answer.
-
-    The later turn of the two is the one that holds. Errors: SlackwaterError when neither side answers.
-    """
-
-    def read(conn: Connection) -> tuple[Any, ...] | None:
-        with translated("reading the route"):
-            if conn.execute("select to_regclass('slackwater.route')").fetchone() == (None,):
-                return None
-            return conn.execute(
-                "select writes, turn, changed_at from slackwater.route where migration = %s", (migration,)
-            ).fetchone()
-
-    answers = [sides.attempt(side, read) for side in Side]
-    rows = [a for a in answers if a is not None and not isinstance(a, SlackwaterError)]
-    failures = [a for a in answers if isinstance(a, SlackwaterError)]
-    if not rows:
-        if failures:
-            raise failures[0]
-        return {"migration": migration, "writes": "old", "turn": 0, "changed_at": None}
-    writes, turn, changed_at = max(rows, key=lambda row: (row[1], row[2]))
-    return {"migration": migration, "writes": writes, "turn": turn, "changed_at": rfc3339(changed_at)}
+    """`slackwater.route` as the applications read it. Errors: SlackwaterError when neither side answers."""
+    found = current(sides, migration)
+    changed = None if found.changed_at is None else rfc3339(found.changed_at)
+    return {"migration": migration, "writes": found.writes, "turn": found.turn, "changed_at": changed}
