@@ -65,7 +65,8 @@ class EpochWriter:
             self._producer = Producer(
                 settings(
                     self._bootstrap,
-                    {"compression.type": "lz4", "linger.ms": 5, **self._options},
+                    # Not compressed, unless the file's options say so: the broker would unpack every batch to check it.
+                    {"linger.ms": 5, **self._options},
                     transactional_id=self._id,
                     enable_idempotence=True,
                     acks="all",
