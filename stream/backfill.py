@@ -213,7 +213,7 @@ class Backfill:
             name=row.name,
             space=space,
             barrier=row.barrier,
-            columns=session.engine.stage_columns(row.name),
+            columns=session.engine.chunk.columns(row.name),
             rows_estimate=row.rows_estimate,
             sizer=Sizer(row_bytes=row_bytes, chunk_bytes=self._chunk_bytes),
         )

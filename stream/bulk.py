@@ -29,14 +29,14 @@ class Reach:
 
 
 def apply_chunk(engine: Engine, name: str) -> int:
-    """Transform and write what is staged of one load; returns target rows written. See `Engine.apply_chunk`.
+    """Transform and write what is staged of one load; returns target rows written. See `Chunk.apply`.
 
-    Nothing but `stage_chunk` may have staged rows: a reread's keys go through the engine.
+    Nothing but `Chunk.stage` may have staged rows: a reread's keys go through the engine.
     """
     load = engine.loads[name]
     reach = _reach(engine, load) if _ranged(load) else None
     if reach is None or reach.there > FEW:
-        return engine.apply_chunk(name)
+        return engine.chunk.apply(name)
     with engine.writing(load):
         return _insert(engine, load) if not reach.there else _merge(engine, load, reach)
 

@@ -159,7 +159,7 @@ class Loader:
             self._newest = shown.lsn
             failpoint("backfill.after_snapshot")
             query = space.select(reader.rows, claim.chunk, work.columns)
-            with self._s.engine.stage_chunk(work.name) as staging:
+            with self._s.engine.chunk.stage(work.name) as staging:
                 rows, size = reader.copy(
                     query,
                     staging.write,

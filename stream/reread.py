@@ -176,14 +176,14 @@ class Rereader:
         table = self._plan.sources[source]
         if load not in self._spaces:
             self._spaces[load] = KeySpace(table=table, key=tuple(keys[0]), kind=Kind.RANGE, integer=False)
-        engine.stage_keys(load, keys)
+        engine.chunk.stage_keys(load, keys)
         with reader.snapshot(table, row.barrier, at.end_lsn, timeout_s=CHUNK_TIMEOUT_S) as shown:
             lsn[0] = shown.lsn
-            query = self._spaces[load].matching(reader.rows, keys, engine.stage_columns(load))
-            with engine.stage_chunk(load) as staging:
+            query = self._spaces[load].matching(reader.rows, keys, engine.chunk.columns(load))
+            with engine.chunk.stage(load) as staging:
                 reader.copy(query, staging.write)
         failpoint("backfill.mid_reread")
-        engine.apply_chunk(load)
+        engine.chunk.apply(load)
 
     def _refused(self, row: LoadRow, asked: Asked, lsn: Lsn, error: RowRejected) -> None:
         """A row alone that the target refuses: left for the stream to resolve a few times, then set aside."""

@@ -70,7 +70,7 @@ class Tending:
             if self._engine.mirrors_only:  # the target is open: it is right as it is, by definition
                 self._engine.target.woken(name, 0)
                 return 0
-            rows = self._engine.wake(name)
+            rows = self._engine.owners.wake(name)
             failpoint("apply.before_wake")
             return rows
 

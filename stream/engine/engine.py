@@ -20,11 +20,12 @@ from schemas.plan import Plan
 from schemas.position import Lsn
 from stream.engine import direct
 from stream.engine import loads as build
+from stream.engine.chunk import Chunk
 from stream.engine.direct import plain, small
 from stream.engine.keyless import Keyless
 from stream.engine.owners import Owners
 from stream.engine.partial import Partial
-from stream.engine.staging import Part, Stage, Staged
+from stream.engine.staging import Stage, Staged
 from stream.engine.statements import DONE, Load
 from stream.fold import Folded
 
@@ -71,6 +72,7 @@ class Engine:
         self._partial = Partial(self)
         self.keyless = Keyless(self)
         self.owners = Owners(self)
+        self.chunk = Chunk(self)
 
     def _become_replica(self) -> bool:
         """Whether the session may skip the target's triggers and foreign-key checks (`session_replication_role`)."""
@@ -234,11 +236,11 @@ class Engine:
         row_local = [x for x in touched if x.mapping.row_local]
         with self._pipelined():
             for load in joined:
-                self._owners_before(load, staged)
+                self.owners.before(load, staged)
             self._run([x for x in row_local if x.is_mirror], staged, swap, skip, applied_lsn)
             self._run([x for x in row_local if not x.is_mirror], staged, swap, skip, applied_lsn)
             for load in joined:
-                self._owners_after(load, staged)
+                self.owners.after(load, staged)
             for load in joined:
                 whole = any(s in staged and staged[s].truncated for s in load.mapping.sources)
                 self.owners.recompute(load, whole=whole, swap=load.name in swap)
@@ -333,122 +335,6 @@ class Engine:
             text = self._texts[load.name, step] = make(load, direct.source(stage.names, stage.types))
         self.post(text, images, prepare=True, writes=True)
 
-    # Mappings that read mirrors.
-
-    def mirrors(self, load: Load, *, restricted: bool) -> dict[str, str]:
-        """Bindings of every source to its mirror, restricted to the touched owners where a feed says how."""
-        return {s: self._mirror(load, s, restricted) for s in load.mapping.sources}
-
-    def _mirror(self, load: Load, source: str, restricted: bool) -> str:
-        sql = f"select * from {self.loads['mirror:' + source].into}"
-        feed = load.mapping.feeds.get(source)
-        if not restricted or feed is None or feed.restrict is None:
-            return sql
-        return f"{sql} where ({', '.join(feed.restrict)}) in (select * from {load.owners})"
-
-    def _owners_before(self, load: Load, staged: Mapping[str, Staged]) -> None:
-        """The owners fed by the mirrors' rows as they were before this batch, and by the old images."""
-        with self.writing(load):
-            for source in load.mapping.sources:
-                if source not in staged or staged[source].truncated:
-                    continue
-                stage = self.stages[source]
-                keys = ", ".join(f'm."{k}" = o."{k}"' for k in map(_escaped, stage.key))
-                mirror = self.loads["mirror:" + source].into
-                was = f"select m.* from {mirror} m where exists (select from {stage.old} o where {keys})"
-                if staged[source].has_old:
-                    self.post(
-                        load.collect_owners(source, self.mirrors(load, restricted=False) | {source: was}), prepare=True
-                    )
-
-    def _owners_after(self, load: Load, staged: Mapping[str, Staged]) -> None:
-        """The owners fed by the mirrors' rows as they are now, where this batch touched them."""
-        with self.writing(load):
-            for source in load.mapping.sources:
-                if source not in staged or not staged[source].has_new:
-                    continue
-                stage = self.stages[source]
-                keys = ", ".join(f'"{k}"' for k in map(_escaped, stage.key))
-                mirror = self.loads["mirror:" + source].into
-                now = f"select m.* from {mirror} m where ({keys}) in (select {keys} from {stage.new})"
-                self.post(
-                    load.collect_owners(source, self.mirrors(load, restricted=False) | {source: now}), prepare=True
-                )
-
-    def wake(self, name: str) -> int:
-        """Compute a sleeping mapping from its mirrors alone and mark it done; returns the rows it has.
-
-        The caller holds the exclusive lock and has seen that each mirror is complete and applied past its newest chunk.
-        """
-        load = self.loads[name]
-        self.prepare(load)
-        rows = self.owners.recompute(load, whole=True)
-        with self.writing(load):
-            self.target.woken(name, rows)
-        return rows
-
-    # A chunk of the backfill, and a reread.
-
-    def stage_columns(self, load: str) -> tuple[str, ...]:
-        """The source columns, in order, that a chunk of this load is staged with."""
-        mapping = self.loads[load].mapping
-        source = mapping.sources[0]
-        wanted = {*mapping.reads[source], *self.stages[source].key}
-        return tuple(n for n in self.stages[source].names if n in wanted)
-
-    @contextmanager
-    def stage_chunk(self, load: str) -> Iterator[Any]:
-        """A COPY in text format into the staging table of the load's source; write the source's bytes to it."""
-        mapping = self.loads[load].mapping
-        stage = self.stage_of(mapping.sources[0])
-        self.prepare(self.loads[load])
-        names = ", ".join(f'"{_escaped(n)}"' for n in self.stage_columns(load))
-        self.current = load
-        with (
-            translated(f"staging a chunk of {load}"),
-            self.conn.cursor() as cursor,
-            cursor.copy(f"copy {stage.new} ({names}) from stdin") as copy,
-        ):
-            yield copy
-
-    def stage_keys(self, load: str, keys: Sequence[Mapping[str, str | None]]) -> None:
-        """Name the source rows that a reread asks for, so that target rows of those that are gone are deleted."""
-        source = self.loads[load].mapping.sources[0]
-        stage = self.stage_of(source)
-        self.prepare(self.loads[load])
-        names = ", ".join(f'"{_escaped(n)}"' for n in stage.key)
-        with (
-            translated(f"staging keys of {load}"),
-            self.conn.cursor() as cursor,
-            cursor.copy(f"copy {stage.old} ({names}) from stdin") as copy,
-        ):
-            for key in keys:
-                copy.write_row([key[n] for n in stage.key])
-
-    def apply_chunk(self, load: str) -> int:
-        """Transform and write what `stage_chunk` and `stage_keys` staged; returns target rows written.
-
-        A mirror's rows also recompute the awake mappings that read it, which needs the exclusive lock.
-        """
-        x = self.loads[load]
-        source = x.mapping.sources[0]
-        asked = self.conn.execute(f"select exists (select from {self.stages[source].old})").fetchone()
-        assert asked is not None
-        staged = Staged(truncated=False, has_new=True, has_old=bool(asked[0]), has_gone=bool(asked[0]))
-        staged.parts = [Part(number=0, missing=frozenset(), moved=False, entering=False, rows=())]
-        if self.mirrors_only and not x.is_mirror:
-            raise Halt(f"{load} is no mirror, and nothing else may be written now", hint="slackwater status")
-        names = {load}
-        if x.is_mirror and not self.mirrors_only:
-            joined = {n for n, y in self.loads.items() if not y.mapping.row_local and source in y.mapping.sources}
-            names |= joined
-            self.owners.isolate |= joined  # what one of these refuses is not the mirror's row's fault
-        if not x.mapping.key:
-            with self.writing(x):
-                return self.keyless.load(x)
-        self.settle({source: staged}, skip={}, applied_lsn=Lsn(0), only=names)
-        return self.written
-
     # Shared by the steps.
 
     def reread(self, load: Load, staged: Staged, rows: Sequence[int], reason: str) -> None:
@@ -519,7 +405,3 @@ class Engine:
                     self.conn.execute(statement)
             self._made.add(what)
             self._making.add(what)
-
-
-def _escaped(name: str) -> str:
-    return name.replace('"', '""')

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from connectors.postgres.target import Key, canonical
 from schemas.errors import RowRejected
 from schemas.names import quote
+from stream.engine.staging import Staged
 from stream.engine.statements import Load, columns, matches
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Owners:
                 self._leave_out(load)
                 return self._write(load, swap)
             e.run("set local enable_hashjoin = on")
-            rows = e.run(load.transform(e.mirrors(load, restricted=False)))
+            rows = e.run(load.transform(self.bindings(load, restricted=False)))
             e.run(f"insert into {load.owners} select {columns(load.mapping.owner)} from {load.into}")
             e.post(load.delete_stale(), writes=True)
             e.write(load, swap=swap)
@@ -79,7 +80,7 @@ class Owners:
     def _write(self, load: Load, swap: bool) -> int:
         e = self._engine
         rows = 0
-        sql = load.transform(e.mirrors(load, restricted=True), where_owner=True)
+        sql = load.transform(self.bindings(load, restricted=True), where_owner=True)
         if e.careful:
             rows = e.run(sql, prepare=True)
         else:
@@ -92,8 +93,64 @@ class Owners:
         """Every owner that a row of a mirror feeds, or that has rows now."""
         e = self._engine
         for source in load.mapping.sources:
-            e.run(load.collect_owners(source, e.mirrors(load, restricted=False)))
+            e.run(load.collect_owners(source, self.bindings(load, restricted=False)))
         e.run(f"insert into {load.owners} select {columns(load.mapping.owner)} from {load.into}")
+
+    # Which owners a batch touches.
+
+    def bindings(self, load: Load, *, restricted: bool) -> dict[str, str]:
+        """Bindings of every source to its mirror, restricted to the touched owners where a feed says how."""
+        return {s: self._mirror(load, s, restricted) for s in load.mapping.sources}
+
+    def _mirror(self, load: Load, source: str, restricted: bool) -> str:
+        e = self._engine
+        sql = f"select * from {e.loads['mirror:' + source].into}"
+        feed = load.mapping.feeds.get(source)
+        if not restricted or feed is None or feed.restrict is None:
+            return sql
+        return f"{sql} where ({', '.join(feed.restrict)}) in (select * from {load.owners})"
+
+    def before(self, load: Load, staged: Mapping[str, Staged]) -> None:
+        """The owners fed by the mirrors' rows as they were before this batch, and by the old images."""
+        e = self._engine
+        with e.writing(load):
+            for source in load.mapping.sources:
+                if source not in staged or staged[source].truncated:
+                    continue
+                stage = e.stages[source]
+                keys = matches(stage.key, "m", "o")
+                mirror = e.loads["mirror:" + source].into
+                was = f"select m.* from {mirror} m where exists (select from {stage.old} o where {keys})"
+                if staged[source].has_old:
+                    e.post(
+                        load.collect_owners(source, self.bindings(load, restricted=False) | {source: was}), prepare=True
+                    )
+
+    def after(self, load: Load, staged: Mapping[str, Staged]) -> None:
+        """The owners fed by the mirrors' rows as they are now, where this batch touched them."""
+        e = self._engine
+        with e.writing(load):
+            for source in load.mapping.sources:
+                if source not in staged or not staged[source].has_new:
+                    continue
+                stage = e.stages[source]
+                keys = columns(stage.key)
+                mirror = e.loads["mirror:" + source].into
+                now = f"select m.* from {mirror} m where ({keys}) in (select {keys} from {stage.new})"
+                e.post(load.collect_owners(source, self.bindings(load, restricted=False) | {source: now}), prepare=True)
+
+    def wake(self, name: str) -> int:
+        """Compute a sleeping mapping from its mirrors alone and mark it done; returns the rows it has.
+
+        The caller holds the exclusive lock and has seen that each mirror is complete and applied past its newest chunk.
+        """
+        e = self._engine
+        load = e.loads[name]
+        e.prepare(load)
+        rows = self.recompute(load, whole=True)
+        with e.writing(load):
+            e.target.woken(name, rows)
+        return rows
 
     # Owners in quarantine.
 

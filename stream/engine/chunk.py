@@ -1,0 +1,87 @@
+"""A chunk of the backfill, or of a reread, through the engine's steps: staged as bytes, written like any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from connectors.postgres.session import translated
+from schemas.errors import Halt
+from schemas.position import Lsn
+from stream.engine.staging import Part, Staged
+from stream.engine.statements import columns
+
+if TYPE_CHECKING:
+    from stream.engine.engine import Engine
+
+
+class Chunk:
+    """Staging and writing a chunk, within a transaction that the caller has begun."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def columns(self, load: str) -> tuple[str, ...]:
+        """The source columns, in order, that a chunk of this load is staged with."""
+        e = self._engine
+        mapping = e.loads[load].mapping
+        source = mapping.sources[0]
+        wanted = {*mapping.reads[source], *e.stages[source].key}
+        return tuple(n for n in e.stages[source].names if n in wanted)
+
+    @contextmanager
+    def stage(self, load: str) -> Iterator[Any]:
+        """A COPY in text format into the staging table of the load's source; write the source's bytes to it."""
+        e = self._engine
+        mapping = e.loads[load].mapping
+        stage = e.stage_of(mapping.sources[0])
+        e.prepare(e.loads[load])
+        names = columns(self.columns(load))
+        e.current = load
+        with (
+            translated(f"staging a chunk of {load}"),
+            e.conn.cursor() as cursor,
+            cursor.copy(f"copy {stage.new} ({names}) from stdin") as copy,
+        ):
+            yield copy
+
+    def stage_keys(self, load: str, keys: Sequence[Mapping[str, str | None]]) -> None:
+        """Name the source rows that a reread asks for, so that target rows of those that are gone are deleted."""
+        e = self._engine
+        source = e.loads[load].mapping.sources[0]
+        stage = e.stage_of(source)
+        e.prepare(e.loads[load])
+        names = columns(stage.key)
+        with (
+            translated(f"staging keys of {load}"),
+            e.conn.cursor() as cursor,
+            cursor.copy(f"copy {stage.old} ({names}) from stdin") as copy,
+        ):
+            for key in keys:
+                copy.write_row([key[n] for n in stage.key])
+
+    def apply(self, load: str) -> int:
+        """Transform and write what `stage` and `stage_keys` staged; returns target rows written.
+
+        A mirror's rows also recompute the awake mappings that read it, which needs the exclusive lock.
+        """
+        e = self._engine
+        x = e.loads[load]
+        source = x.mapping.sources[0]
+        asked = e.conn.execute(f"select exists (select from {e.stages[source].old})").fetchone()
+        assert asked is not None
+        staged = Staged(truncated=False, has_new=True, has_old=bool(asked[0]), has_gone=bool(asked[0]))
+        staged.parts = [Part(number=0, missing=frozenset(), moved=False, entering=False, rows=())]
+        if e.mirrors_only and not x.is_mirror:
+            raise Halt(f"{load} is no mirror, and nothing else may be written now", hint="slackwater status")
+        names = {load}
+        if x.is_mirror and not e.mirrors_only:
+            joined = {n for n, y in e.loads.items() if not y.mapping.row_local and source in y.mapping.sources}
+            names |= joined
+            e.owners.isolate |= joined  # what one of these refuses is not the mirror's row's fault
+        if not x.mapping.key:
+            with e.writing(x):
+                return e.keyless.load(x)
+        e.settle({source: staged}, skip={}, applied_lsn=Lsn(0), only=names)
+        return e.written
