@@ -13,6 +13,7 @@ pytest_plugins = [
     "tests.fixtures.databases",
     "tests.fixtures.preparing",
     "tests.fixtures.stream",
+    "tests.fixtures.tide",
     "tests.fixtures.staged",
 ]
 

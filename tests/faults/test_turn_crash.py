@@ -1,0 +1,146 @@
+"""A turn is killed, or stopped and woken late, at every named step: never two sides are open, nothing acknowledged is
+lost, and the same verb, run again, finishes or begins anew.
+
+Two clients write to both sides all the time and never follow the route: who is let through is what is so.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.fixtures.ledger import Ledger, writing
+from tests.fixtures.tide import Probe, Tide
+
+# In the order of their steps; the source is closed from `after_close` on.
+POINTS = (
+    "after_gates",
+    "after_before_hook",
+    "after_intent_locks",
+    "after_hold",
+    "after_token_sent",
+    "after_token",
+    "after_check",
+    "before_intent_commit",
+    "after_intent",
+    "before_close_commit",
+    "after_close",
+    "before_open_commit",
+    "after_open",
+    "after_route",
+    "after_hooks",
+)
+CLOSED_AT = POINTS.index("after_close")
+OPEN_AT = POINTS.index("after_open")
+OTHER = {"old": "new", "new": "old"}
+
+
+def rotating(of: int = 4) -> list[str]:
+    """A part of the points, another one each day; all of them in the soak."""
+    day = int(os.environ.get("SLACKWATER_ROTATION", time.time() // 86_400)) % of
+    return [p for n, p in enumerate(POINTS) if n % of == day]
+
+
+def side(tide: Tide) -> str:
+    (found,) = tide.open_sides()
+    return found
+
+
+def verb(to: str) -> str:
+    return "cutover" if to == "new" else "rollback"
+
+
+def killed_and_run_again(tide: Tide, ledger: Ledger, probe: Probe, point: str) -> None:
+    before = side(tide)
+    to = OTHER[before]
+    probe.forget()
+    tide.turn(verb(to), failpoints=f"turn.{point}=kill", code=-signal.SIGKILL)
+    place = POINTS.index(point)
+    time.sleep(0.3)
+    expected = [before] if place < CLOSED_AT else [to] if place >= OPEN_AT else []
+    assert tide.open_sides() == expected
+    status = tide.program.status()
+    assert status["writes"] == (expected[0] if expected else "none")
+    if not expected:
+        assert status["next"].endswith(verb(to))
+    again = tide.turn(verb(to))
+    # Killed after everything was recorded but the last word, it may find nothing left to do.
+    assert again["result"] == "done"
+    assert (again["writes"], again["next"] is not None) == (to, True)
+    probe.never_both([before, to])
+    assert side(tide) == to
+    status = tide.program.status()
+    assert (status["writes"], status["phase"]) == (to, "switched" if to == "new" else "armed")
+    assert status["switching"] is None
+    assert len(probe.let_through[to]) > 0 or time.sleep(0.5) is None
+
+
+def stopped_and_woken(tide: Tide, ledger: Ledger, probe: Probe, point: str) -> None:
+    """It is stopped in the middle; another operator turns, or finishes; then it wakes."""
+    before = side(tide)
+    to = OTHER[before]
+    probe.forget()
+    zombie = tide.start(verb(to), failpoints=f"turn.{point}=stop")
+    tide.program.until(lambda: state_of(zombie.pid) == "T", within_s=40)
+    # The first who come are told that somebody is at work; once its lease is over, the turn is theirs.
+    deadline = time.monotonic() + 90
+    while (done := tide.turn(verb(to), code=None))["result"] == "refused":
+        assert time.monotonic() < deadline, done
+        time.sleep(1)
+    assert done["writes"] == to
+    probe.never_both([before, to])
+    probe.forget()
+    if POINTS.index(point) < OPEN_AT:  # all the way back while it sleeps
+        assert tide.turn(verb(before))["writes"] == before
+        probe.never_both([to, before])
+        probe.forget()
+        now = before
+    else:
+        now = to
+    zombie.send_signal(signal.SIGCONT)
+    zombie.communicate(timeout=90)
+    assert tide.open_sides() == [now]
+    time.sleep(0.3)
+    assert not probe.let_through[OTHER[now]]
+    assert tide.program.status()["writes"] == now
+    assert zombie.returncode in (0, 1, 3, 4, 5)
+    # Nothing of it stands in the way of the next turn.
+    assert tide.turn(verb(OTHER[now]))["writes"] == OTHER[now]
+    probe.never_both([now, OTHER[now]])
+
+
+def state_of(pid: int) -> str:
+    with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
+        return file.read().rsplit(")", 1)[1].split()[0]
+
+
+def run(tide: Tide, points: list[str], how: str) -> None:
+    ledger = tide.ledger()
+    with Probe(tide=tide) as probe, writing(ledger):
+        time.sleep(0.5)
+        for point in points:
+            (killed_and_run_again if how == "kill" else stopped_and_woken)(tide, ledger, probe, point)
+    tide.agree(ledger)
+
+
+def test_killed(tide: Tide) -> None:
+    run(tide, rotating(), "kill")
+
+
+def test_stopped_and_woken_late(tide: Tide) -> None:
+    run(tide, rotating(8), "stop")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("start", [0, 1])  # each point is met on the way there, and on the way back
+def test_killed_at_every_step(tide: Tide, start: int) -> None:
+    run(tide, [*(["after_gates"] if start else []), *POINTS], "kill")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("point", POINTS)
+def test_stopped_at_every_step(tide: Tide, point: str) -> None:
+    run(tide, [point], "stop")
