@@ -16,6 +16,8 @@ from schemas.position import Position
 
 Key = tuple[object, ...]
 
+INSERT, UPDATE, DELETE, TRUNCATE = (op.value for op in (Op.INSERT, Op.UPDATE, Op.DELETE, Op.TRUNCATE))
+
 
 @dataclass(slots=True)
 class Row:
@@ -47,30 +49,27 @@ class Folded:
     truncated: bool = False
     rows: dict[Key, Row] = field(default_factory=dict)
     gone: list[Row] = field(default_factory=list)
-    changes: int = 0
 
     def add(self, change: Change) -> None:
         """Fold the next change, which must be newer than all before it."""
-        self.changes += 1
-        match change.op:
-            case Op.INSERT:
-                self._insert(change)
-            case Op.UPDATE:
-                self._update(change)
-            case Op.DELETE:
-                self._delete(change)
-            case Op.TRUNCATE:
-                self.truncated = True
-                self.rows.clear()
-                self.gone.clear()
-            case other:
-                raise Halt(
-                    f"unknown operation {other!r} on {change.table}", hint="run the version that wrote this topic"
-                )
+        op = change.op
+        if op == INSERT:
+            self._insert(change)
+        elif op == UPDATE:
+            self._update(change)
+        elif op == DELETE:
+            self._delete(change)
+        elif op == TRUNCATE:
+            self.truncated = True
+            self.rows.clear()
+            self.gone.clear()
+        else:
+            raise Halt(f"unknown operation {op!r} on {change.table}", hint="run the version that wrote this topic")
 
     def _key(self, image: Image, change: Change) -> Key:
+        key = self.key
         try:
-            return tuple([image[c] for c in self.key])
+            return (image[key[0]],) if len(key) == 1 else tuple([image[c] for c in key])
         except KeyError as error:
             raise Halt(
                 f"a change of {change.table} at {change.position} lacks its key column {error.args[0]}",

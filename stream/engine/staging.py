@@ -113,25 +113,28 @@ class Stage:
         for key, row in folded.rows.items():
             after = row.after
             assert after is not None
+            origin = row.origin
+            moved = origin is not None and origin != key
             lacking = row.missing & wanted if row.missing else _WHOLE
-            entering = bool(lacking) and row.origin is None
-            moved = row.origin is not None and row.origin != key
-            alone = moved and (bool(lacking) or self.moves_alone)
-            part = None if alone else parts.get((lacking, entering))
-            if part is None:
-                part = len(about)
-                about.append((lacking, alone, entering, []))
-                if not alone:
-                    parts[lacking, entering] = part
+            part = 0
+            if lacking or moved:
+                entering = bool(lacking) and origin is None
+                alone = moved and (bool(lacking) or self.moves_alone)
+                part = -1 if alone else parts.get((lacking, entering), -1)
+                if part < 0:
+                    part = len(about)
+                    about.append((lacking, alone, entering, []))
+                    if not alone:
+                        parts[lacking, entering] = part
             about[part][3].append(n)
-            new.append([after.get(c) for c in names] + [n, part])
+            new.append([*map(after.get, names), n, part])
             staged.keys.append(key)
-            staged.origins.append(row.origin)
-            if row.origin is not None:
-                if moved or self._changed(row.before, after, lacking):
-                    old.append(self._image(row.before, row.origin, n, GONE))
+            staged.origins.append(origin)
+            if origin is not None:
+                if moved or (row.before is not None and self._changed(row.before, after, lacking)):
+                    old.append(self._image(row.before, origin, n, GONE))
                 elif self.mirrored:
-                    old.append(self._image(row.before, row.origin, n, STAYED))
+                    old.append(self._image(row.before, origin, n, STAYED))
             n += 1
         for row in folded.gone:
             assert row.origin is not None
@@ -154,9 +157,7 @@ class Stage:
         ]
         return staged
 
-    def _changed(self, before: Image | None, after: Image, lacking: frozenset[str]) -> bool:
-        if before is None:
-            return False
+    def _changed(self, before: Image, after: Image, lacking: frozenset[str]) -> bool:
         return any(before.get(c) != after.get(c) for c in self.watched if c not in lacking)
 
     def _image(self, before: Image | None, origin: Key, n: int, part: int) -> list[object]:
