@@ -59,19 +59,19 @@ def _from_old(plan: Plan, old: Connection, new: Connection, table: Table, key: s
     """The table's rows, and for each mapping that reads it, the new rows that they feed."""
     query = peek.relation(table)
     if key is not None:
-        query = peek.where_key(query, table, table.key, _values(key, table.key, table.name))
+        query = peek.where_key(query, table, table.key, key_values(key, table.key, table.name))
     elif table.key:
         query += " order by " + ", ".join(map(quote, table.key))
     with peek.reading(old, f"cannot read {table.schema}.{table.name}"):
         picked = peek.rows(old, query, limit)
         parts = [Part(what="old", table=table.name, rows=picked, note="" if picked.rows else "no such row")]
-        computed = [(m, *_becomes(plan, old, m, table, query, limit)) for m in plan.reading(table.name)]
+        computed = [(m, *becomes(plan, old, m, table, query, limit)) for m in plan.reading(table.name)]
     for mapping, rows, owners in computed:
         parts += _pair(plan, new, mapping, rows, owners, limit)
     return parts
 
 
-def _becomes(
+def becomes(
     plan: Plan, old: Connection, mapping: Mapping, table: Table, query: str, limit: int
 ) -> tuple[Rows, Rows | None]:
     """(the new rows that the rows of `query` feed, the owners they have); no owners for a table without a key."""
@@ -111,7 +111,7 @@ def _from_new(
         query = whole
         if key is not None:
             types = {column.name: column.type for column in peek.describe(old, whole)}
-            values = _values(key, mapping.key, mapping.target)
+            values = key_values(key, mapping.key, mapping.target)
             picked = Rows(columns=mapping.key, rows=(tuple(values),))
             query = peek.where_in(
                 whole, [f"q.{quote(k)}" for k in mapping.key], [types[k] for k in mapping.key], picked
@@ -119,12 +119,12 @@ def _from_new(
         elif mapping.key:
             query = f"select * from (\n{whole}\n) q order by " + ", ".join(f"q.{quote(k)}" for k in mapping.key)
         made = peek.rows(old, query, limit)
-        owners = _project(made, mapping.owner) if mapping.owner else None
-        parts = [_fed_by(plan, old, mapping, source, owners, whole, limit) for source in mapping.sources]
+        owners = project(made, mapping.owner) if mapping.owner else None
+        parts = [fed_by(plan, old, mapping, source, owners, whole, limit) for source in mapping.sources]
     return [*parts, *_pair(plan, new, mapping, made, owners, limit, target)]
 
 
-def _fed_by(
+def fed_by(
     plan: Plan, old: Connection, mapping: Mapping, source: str, owners: Rows | None, whole: str, limit: int
 ) -> Part:
     """The old rows behind owners, where the feed says how to find them."""
@@ -151,9 +151,9 @@ def _pair(
 ) -> list[Part]:
     """What the mapping makes, and what new holds."""
     table = target or plan.targets[mapping.target]
-    becomes = Part(what="becomes", table=mapping.target, rows=made, note="" if made.rows else "no new row")
+    made_ = Part(what="becomes", table=mapping.target, rows=made, note="" if made.rows else "no new row")
     if owners is None:
-        return [becomes, Part(what="holds", table=mapping.target, rows=EMPTY, note="it has no key to look them up by")]
+        return [made_, Part(what="holds", table=mapping.target, rows=EMPTY, note="it has no key to look them up by")]
     names = [name for name in made.columns if name in table.column_names] or list(mapping.columns)
     query = f"select {', '.join(map(quote, names))} from ({peek.relation(table)}) t"
     types = [table.column(name).type for name in mapping.owner]
@@ -163,16 +163,16 @@ def _pair(
                 new, peek.where_in(query, [f"q.{quote(o)}" for o in mapping.owner], types, owners), limit * 4
             )
     except Halt as error:
-        return [becomes, Part(what="holds", table=mapping.target, rows=EMPTY, note=error.cause)]
-    return [becomes, Part(what="holds", table=mapping.target, rows=there, note="" if there.rows else "nothing yet")]
+        return [made_, Part(what="holds", table=mapping.target, rows=EMPTY, note=error.cause)]
+    return [made_, Part(what="holds", table=mapping.target, rows=there, note="" if there.rows else "nothing yet")]
 
 
-def _project(rows: Rows, columns: Sequence[str]) -> Rows:
+def project(rows: Rows, columns: Sequence[str]) -> Rows:
     at = [rows.columns.index(name) for name in columns]
     return Rows(columns=tuple(columns), rows=tuple({tuple(row[i] for i in at): None for row in rows.rows}))
 
 
-def _values(key: str, columns: Sequence[str], table: str) -> list[str]:
+def key_values(key: str, columns: Sequence[str], table: str) -> list[str]:
     """`--key` as one text per key column. Errors: ConfigError."""
     if not columns:
         raise ConfigError(f"{table} has no key", hint="leave --key away; --limit says how many rows are shown")

@@ -12,6 +12,7 @@ from functools import partial
 from connectors.kafka.epochs import last_epoch
 from connectors.kafka.reader import EpochReader
 from connectors.kafka.registry import Registry, open_registry
+from connectors.kafka.scan import Scan
 from connectors.kafka.topics import Topics
 from connectors.kafka.writer import EpochWriter
 from connectors.postgres.session import Connection, connect, secrets, translated
@@ -33,6 +34,8 @@ from stream.prepared import Flow, Prepared, plan_for
 from stream.sides import Sides
 from stream.status import Watch
 from stream.supervisor import RoleName
+from stream.trace import Tracing
+from stream.trace.wrote import Writers
 from stream.worker import NotYet, Role, Worker
 
 ROLES = ("capture", "apply", "backfill")
@@ -217,6 +220,16 @@ def registry(spec: Spec, document: Prepared) -> Registry:
     kafka = spec.kafka
     url = kafka.registry.url if document.schemas_topic is None else None
     return open_registry(url, kafka.registry.options, kafka.bootstrap, kafka.options, document.schemas_topic or "")
+
+
+def tracing(
+    spec: Spec, document: Prepared, direction: Direction, *, source: Connection, target: Connection, values: bool
+) -> Tracing:
+    """What `trace` asks, over sessions of the caller's."""
+    plan, flow = plan_for(spec, document, direction), document.flow(direction)
+    scan = Scan(spec.kafka.bootstrap, spec.kafka.options)
+    writers = Writers(plan, flow.epochs_topic, source, target, scan, registry(spec, document))
+    return Tracing(plan=plan, source=source, target=target, writers=writers, values=values)
 
 
 def wanted(spec: Spec, known: list[RoleName], ask: Sides) -> list[RoleName]:

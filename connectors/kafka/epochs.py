@@ -84,11 +84,16 @@ def _newest(consumer: Consumer, topic: str, start: int, until: int, deadline: fl
 
 def read_epoch(topic: str, message: Message) -> Epoch:
     """The epoch in a record. Halt when it is not one."""
+    return epoch_in(topic, message.offset(), message.value() or b"")
+
+
+def epoch_in(topic: str, offset: int | None, value: bytes) -> Epoch:
+    """The epoch in a record's value. Halt when it is not one."""
     try:
-        return Epoch.from_json(message.value() or b"")
+        return Epoch.from_json(value)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise Halt(
-            f"{topic}, offset {message.offset()}: not an epoch record ({type(error).__name__})",
+            f"{topic}, offset {offset}: not an epoch record ({type(error).__name__})",
             hint="something other than slackwater writes to this topic, or a newer slackwater did: find out which",
         ) from error
 

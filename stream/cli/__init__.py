@@ -66,6 +66,12 @@ VERBS = (
         example="slackwater -c shop.yaml show customer --key 42",
     ),
     Verb(
+        name="trace",
+        module="trace",
+        summary="Show where a row came from, and what wrote it",
+        example="slackwater -c shop.yaml trace customer 42",
+    ),
+    Verb(
         name="prepare",
         module="prepare",
         summary="Set the migration up; again after an edit",
