@@ -43,7 +43,7 @@ class Grants(Settings):
 
 
 class CanaryAge(Settings):
-    max_s: float = Field(default=60.0, gt=0, description="how old the newest canary that came back may be")
+    max_s: float = Field(default=180.0, gt=0, description="how old the newest canary that came through may be")
 
 
 def _opened(value: Any) -> Any:
@@ -110,7 +110,6 @@ class Gates(BaseModel):
     foreign_writes: Annotated[Settings, _never_off("`slackwater foreign-writes` accepts or discards them, by name")] = (
         Field(default_factory=Settings)
     )
-    sequences: Gate = Field(default_factory=Settings)
 
     def settings(self, gate: str) -> Settings:
         """The gate's settings. AttributeError for one that does not exist."""

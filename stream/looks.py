@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
-from connectors.postgres import catalog, control, fence
+from connectors.postgres import canary, catalog, control, fence
 from connectors.postgres.session import Connection, translated
 from schemas.direction import Direction, Side
 from schemas.spec import Spec
@@ -40,6 +40,8 @@ class SideLook:
     rereads: int = 0
     quarantined: int = 0
     unfenced: tuple[str, ...] | None = None  # relations without their fence; None: this side has none yet
+    canary_at: datetime | None = None  # when the newest canary that came here was written, by its source's clock
+    foreign_writes: int = 0  # rows written here while this side was closed, and not decided upon
     verification: Verification | None = None  # of the direction that writes here; None: it is not prepared
     installed: bool = False
 
@@ -70,10 +72,12 @@ def look(conn: Connection, spec: Spec, side: Side, document: Prepared | None) ->
         waits = conn.execute(
             "select (select count(*) from slackwater.reread r where r.migration = %s and r.direction = %s), "
             "(select count(*) from slackwater.quarantine q where q.migration = %s and q.direction = %s "
-            "and q.state <> 'waived')",
-            (migration, writer.value, migration, writer.value),
+            "and q.state <> 'waived'), (select count(*) from slackwater.foreign_write w where w.migration = %s "
+            "and w.side = %s and w.state = 'open')",
+            (migration, writer.value, migration, writer.value, migration, side.value),
         ).fetchone()
-    rereads, quarantined = cast("tuple[int, int]", waits)
+    rereads, quarantined, foreign = cast("tuple[int, int, int]", waits)
+    sung = canary.seen(conn, migration, writer.value)
     turn = control.turn(conn, migration, side)
     return SideLook(
         turn=turn,
@@ -82,6 +86,8 @@ def look(conn: Connection, spec: Spec, side: Side, document: Prepared | None) ->
         tables={name: frozenset(table.column_names) for name, table in tables.items()},
         rereads=rereads,
         quarantined=quarantined,
+        canary_at=None if sung is None else sung.written_at,
+        foreign_writes=foreign,
         unfenced=None if turn is None or document is None else _unfenced(conn, document, turn),
         verification=None if document is None else _verification(conn, document, writer),
         installed=True,

@@ -68,6 +68,12 @@ class Metrics:
         self._reread = Gauge(
             "slackwater_reread_rows", "Rows waiting to be read again from the source", BOTH, registry=r
         )
+        self._foreign = Gauge(
+            "slackwater_foreign_writes", "Rows written to a closed side and not decided upon", BOTH, registry=r
+        )
+        self._canary_s = Gauge(
+            "slackwater_canary_age_seconds", "Age of the newest canary that came through", BOTH, registry=r
+        )
         self._errors = Counter(
             "slackwater_errors_total", "Errors that stopped a role, by class", (*BOTH, "class"), registry=r
         )
@@ -127,6 +133,13 @@ class Metrics:
 
     def reread(self, rows: int | None) -> None:
         self._set(self._reread, rows)
+
+    def foreign_writes(self, rows: int | None) -> None:
+        self._set(self._foreign, rows)
+
+    def canary_age(self, seconds: float | None) -> None:
+        """None where no canary is due: absent."""
+        self._set(self._canary_s, seconds)
 
     def up(self, role: str, ready: bool) -> None:
         self._up.labels(*self._own, role).set(1 if ready else 0)

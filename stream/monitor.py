@@ -131,6 +131,9 @@ class Monitor:
     def _show(self, document: Document | None) -> None:
         if document is None:
             document = {"gates": [], "phase": None, "writes": None, "safe_to_cutover": None, "safe_to_rollback": None}
+        self._metrics.foreign_writes((document.get("foreign_writes") or {}).get("rows"))
+        reverse = (document.get("directions") or {}).get(Direction.REVERSE.value) or {}
+        self._metrics.canary_age(reverse.get("canary_age_seconds"))
         self._metrics.safe_to_cutover(document["safe_to_cutover"])
         self._metrics.safe_to_rollback(document["safe_to_rollback"])
         self._metrics.phase(document["phase"])

@@ -82,7 +82,7 @@ class Watch:
             "verification": {d.value: _verification(s) for d, s in streams.items()} if document else {},
             "quarantine": {"rows": _sum(s.quarantined for s in streams.values())},
             "reread": {"rows": _sum(s.rereads for s in streams.values())},
-            "foreign_writes": {"rows": None},
+            "foreign_writes": {"rows": facts.foreign_writes},
             "gates": [self._gate(gate, ahead) for gate in shown],
             "safe_to_cutover": None if home is None else home.phase is Phase.ARMED and _safe(gates, Direction.FORWARD),
             "safe_to_rollback": _safe(gates, Direction.REVERSE) if home and home.phase is Phase.SWITCHED else None,
@@ -134,6 +134,7 @@ class Watch:
             target = to if isinstance(to, SlackwaterError) else to.targets.get(direction)
             lag, stuck, documents[direction.value] = self._direction(direction, source, target, home)
             streams[direction] = gather.stream(direction, looks, lag, stuck, source, target)
+            documents[direction.value]["canary_age_seconds"] = streams[direction].canary_age_s
         return streams, documents
 
     def _direction(

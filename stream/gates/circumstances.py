@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from connectors.postgres import catalog, orphans, privileges, statistics
 from connectors.postgres.privileges import Rights, Verbs
@@ -18,8 +19,10 @@ from schemas.errors import Refused, SlackwaterError
 from schemas.names import qualified
 from schemas.plan import Plan
 from schemas.spec import Spec
+from schemas.table import Table
 from stream.gates import findings, rights
 from stream.gates.facts import Facts, Look
+from stream.preflight import identity
 from stream.prepared import Prepared, plan_for
 from stream.sides import Sides
 
@@ -45,6 +48,7 @@ class Circumstances:
         self._sides = sides
         self._plan: tuple[Prepared, Plan | None] | None = None
         self._kept: tuple[float, str, Facts] | None = None
+        self._identities: tuple[tuple[str, dict[str, Any]], tuple[str, ...]] | None = None
 
     def add(self, facts: Facts, document: Prepared | None) -> Facts:
         """`facts`, with what is known of the circumstances of the migration that was prepared."""
@@ -112,9 +116,18 @@ class Circumstances:
             foreign_keys=len(keys),
             orphans=findings.newest(conn, document.migration, orphans.fingerprint(keys)),
             unanalysed=tuple(late),
-            unidentified=tuple(qualified(t.schema, t.name) for t in targets if not t.identity_columns),
+            unidentified=self._unidentified(now, document),
             rights={role: dict(found) for role, found in privileges.rights(conn, targets, roles).items()},
         )
+
+    def _unidentified(self, now: dict[str, Table], document: Prepared) -> tuple[str, ...]:
+        """Tables of new that do not send enough of their old rows for the way back. Asked anew when one has changed."""
+        seen = {name: (table.identity_columns, table.column_names) for name, table in now.items()}
+        if self._identities is None or self._identities[0] != (document.fingerprint, seen):
+            needing = identity.needing_full(self._spec, Direction.REVERSE, now, document.old)
+            names = tuple(qualified(now[name].schema, name) for name in needing)
+            self._identities = ((document.fingerprint, seen), names)
+        return self._identities[1]
 
 
 def _writers(conn: Connection, document: Prepared) -> dict[str, dict[str, Verbs]]:

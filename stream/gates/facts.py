@@ -25,7 +25,15 @@ class Stream:
     quarantined: int | None = None
     rereads: int | None = None
     unfenced: tuple[str, ...] | None = None  # relations of its target without their fence
+    canary_at: datetime | None = None  # when the newest canary that came through was written, by the source's clock
     verification: Verification | None = None  # the verdicts on its target's tables
+
+    @property
+    def canary_age_s(self) -> float | None:
+        """Both times are the source's."""
+        if self.source is None or self.canary_at is None:
+            return None
+        return max(0.0, self.source.at - self.canary_at.timestamp())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +57,7 @@ class Facts:
     streams: Mapping[Direction, Stream] = field(default_factory=dict)  # those that were prepared
     loads: Mapping[str, str] | None = None  # load -> state
     strangers: tuple[str, ...] | None = None  # old tables and columns that prepare did not see
+    foreign_writes: int | None = None  # rows written to a closed side, of both sides
     foreign_keys: int | None = None  # of new's tables
     orphans: Look | None = None  # None: not looked yet
     unanalysed: tuple[str, ...] | None = None  # tables of new without statistics of what was loaded

@@ -29,6 +29,7 @@ def facts(
         streams=streams,
         loads=None if home is None else {name: str(load["state"]) for name, load in home.loads.items()},
         strangers=_strangers(looks[Side.OLD], home),
+        foreign_writes=_foreign(looks),
     )
 
 
@@ -50,8 +51,14 @@ def stream(
         quarantined=None if side is None else side.quarantined,
         rereads=None if side is None else side.rereads,
         unfenced=None if side is None else side.unfenced,
+        canary_at=None if side is None else side.canary_at,
         verification=None if side is None else side.verification,
     )
+
+
+def _foreign(looks: Looks) -> int | None:
+    counts = [None if isinstance(found, SlackwaterError) else found.foreign_writes for found in looks.values()]
+    return None if None in counts else sum(n for n in counts if n is not None)
 
 
 def _strangers(old: SideLook | SlackwaterError, home: NewLook | None) -> tuple[str, ...] | None:

@@ -11,10 +11,9 @@ from dataclasses import replace
 
 from schemas.direction import Direction
 from schemas.spec import Spec
-from stream.gates import flow, proof, surroundings
+from stream.gates import flow, proof, surroundings, turns
 from stream.gates.facts import Facts, Stream
-from stream.gates.gate import Gate, State, failed, passed, unknown
-from stream.phases import Phase
+from stream.gates.gate import Gate, State
 
 HARD_FOR_ROLLBACK = frozenset({"roles", "lag", "quarantine"})
 
@@ -50,7 +49,10 @@ def _cutover(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:
     yield flow.slot_headroom(facts, spec)
     yield surroundings.grants(facts, c)
     yield surroundings.replica_identity(facts, c)
-    yield _armed(facts, c)
+    yield turns.armed(facts, c)
+    if Direction.REVERSE in facts.streams:  # before that there is no canary, and the gate before says why
+        yield turns.canary_age(reverse, spec, c)
+    yield turns.foreign_writes(facts, c)
 
 
 def _rollback(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:
@@ -63,6 +65,8 @@ def _rollback(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:
     yield proof.verification(reverse, spec, Direction.REVERSE, c)
     yield surroundings.fence(reverse, Direction.REVERSE.target, c)
     yield flow.slot_headroom(facts, spec)
+    yield turns.canary_age(reverse, spec, c)
+    yield turns.foreign_writes(facts, c)
 
 
 def _as_set(gate: Gate, spec: Spec) -> Gate:
@@ -76,11 +80,3 @@ def _as_set(gate: Gate, spec: Spec) -> Gate:
 
 def _sum(counts: list[int | None]) -> int | None:
     return None if None in counts else sum(n for n in counts if n is not None)
-
-
-def _armed(facts: Facts, c: str) -> Gate:
-    if facts.phase is None:
-        return unknown("armed", "new does not answer")
-    if facts.phase in (Phase.ARMED, Phase.SWITCHING, Phase.SWITCHED):
-        return passed("armed", "the reverse direction runs")
-    return failed("armed", "the reverse direction is not armed", f"{c} arm")

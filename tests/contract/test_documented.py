@@ -22,6 +22,8 @@ def shown() -> dict[str, set[str]]:
     metrics.backfill_chunks({"done": 1})
     metrics.quarantined(0)
     metrics.reread(0)
+    metrics.foreign_writes(0)
+    metrics.canary_age(1.0)
     metrics.error(Halt("x"))
     metrics.safe_to_cutover(False)
     metrics.safe_to_rollback(False)
@@ -65,7 +67,7 @@ def test_alerts_and_dashboards_read_what_exists() -> None:
         text = path.read_text()
         used = set(
             re.findall(
-                r"\b(slackwater_(?:lag|freshness|rows|epoch|slot|backfill|quarantined|reread|errors|up|info|safe|gate|phase|writes)\w*)\s*[{\[)]",
+                r"\b(slackwater_(?:lag|freshness|rows|epoch|slot|backfill|quarantined|reread|errors|foreign|canary|up|info|safe|gate|phase|writes)\w*)\s*[{\[)]",
                 text,
             )
         )
