@@ -62,6 +62,18 @@ class Metrics:
         self._backfill_chunks = Gauge(
             "slackwater_backfill_chunks", "Chunks of the backfill, by state", (*BOTH, "state"), registry=r
         )
+        self._verify_rows = Counter(
+            "slackwater_verify_rows_total", "Rows compared by verification", BOTH, registry=r
+        )
+        self._verification_age_s = Gauge(
+            "slackwater_verification_age_seconds",
+            "Age of the oldest table's last complete verification; absent: a table has none",
+            BOTH,
+            registry=r,
+        )
+        self._mismatched = Gauge(
+            "slackwater_mismatched_rows", "Rows that the last complete verification found to differ", BOTH, registry=r
+        )
         self._quarantined = Gauge(
             "slackwater_quarantined_rows", "Rows that could not be applied and are not waived", BOTH, registry=r
         )
@@ -108,6 +120,9 @@ class Metrics:
     def backfill_rows(self, n: int) -> None:
         self._backfill_rows.labels(*self._own).inc(n)
 
+    def verify_rows(self, n: int) -> None:
+        self._verify_rows.labels(*self._own).inc(n)
+
     def error(self, error: BaseException) -> None:
         """One more error, by its class; not one of ours counts as `unexpected`."""
         self._errors.labels(
@@ -130,6 +145,10 @@ class Metrics:
 
     def quarantined(self, rows: int | None) -> None:
         self._set(self._quarantined, rows)
+
+    def verification(self, age_s: float | None, mismatched: int | None) -> None:
+        self._set(self._verification_age_s, age_s)
+        self._set(self._mismatched, mismatched)
 
     def reread(self, rows: int | None) -> None:
         self._set(self._reread, rows)

@@ -111,7 +111,6 @@ class Rereader:
         self._plan = plan
         self._limit = session.engine.owners.limit = limit
         self._queue = Queue(session.target, plan.migration, str(plan.direction))
-        self._spaces: dict[str, KeySpace] = {}
         self._not_before: dict[str, Lsn] = {}  # loads whose rows collide, until the stream has passed this
 
     def step(self, rows: Mapping[str, LoadRow]) -> int:
@@ -152,6 +151,8 @@ class Rereader:
             taken.extend(self._queue.asked(load, keys))
             if not taken:
                 return 0
+            names = taken[0].key.keys()
+            taken[:] = [a for a in taken if a.key.keys() == names]  # a repair names rows by other columns
             wanted = [a.key for a in taken]
             if len(taken) == 1:
                 engine.savepoint("lone")
@@ -174,12 +175,11 @@ class Rereader:
         load, engine, reader = row.name, self._s.engine, self._s.reader
         source = engine.loads[load].mapping.sources[0]
         table = self._plan.sources[source]
-        if load not in self._spaces:
-            self._spaces[load] = KeySpace(table=table, key=tuple(keys[0]), kind=Kind.RANGE, integer=False)
+        space = KeySpace(table=table, key=tuple(keys[0]), kind=Kind.RANGE, integer=False)
         engine.chunk.stage_keys(load, keys)
         with reader.snapshot(table, row.barrier, at.end_lsn, timeout_s=CHUNK_TIMEOUT_S) as shown:
             lsn[0] = shown.lsn
-            query = self._spaces[load].matching(reader.rows, keys, engine.chunk.columns(load))
+            query = space.matching(reader.rows, keys, engine.chunk.columns(load))
             with engine.chunk.stage(load) as staging:
                 reader.copy(query, staging.write)
         failpoint("backfill.mid_reread")

@@ -52,14 +52,15 @@ class Chunk:
         source = e.loads[load].mapping.sources[0]
         stage = e.stage_of(source)
         e.prepare(e.loads[load])
-        names = columns(stage.key)
+        named = tuple(keys[0])  # the source's key, or the columns that say which owner a row feeds
+        names = columns(named)
         with (
             translated(f"staging keys of {load}"),
             e.conn.cursor() as cursor,
             cursor.copy(f"copy {stage.old} ({names}) from stdin") as copy,
         ):
             for key in keys:
-                copy.write_row([key[n] for n in stage.key])
+                copy.write_row([key[n] for n in named])
 
     def apply(self, load: str) -> int:
         """Transform and write what `stage` and `stage_keys` staged; returns target rows written.

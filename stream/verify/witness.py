@@ -165,14 +165,10 @@ class Witness:
         rows: dict[str, list[Sequence[str | None]]] = {}
         feeding: dict[str, list[Key]] = {}
         versions: defaultdict[Key, list[Hashable]] = defaultdict(list)
-        owner_types = [view.table.column(o).type for o in view.mapping.owner]
         for table in view.sources:
             stage = self._stages[table.name]
             expressions = by[table.name]
-            texts = [
-                f"(({e}){'' if '.' in t else f'::{t}'})::text" for e, t in zip(expressions, owner_types, strict=True)
-            ]
-            where = _feeding(table, expressions, owner_types, wanted)
+            texts, where = feeding(view, table, expressions, wanted)
             query = (
                 f"copy (select {columns(stage.names)}, {', '.join(texts)}, tableoid::text, ctid::text, xmin::text"
                 f" from {relation(table)} where {where}) to stdout"
@@ -296,8 +292,12 @@ def _images(keys: Sequence[Key]) -> list[str]:
     return [str(key[0]) for key in keys]
 
 
-def _feeding(table: Table, expressions: Sequence[str], owner_types: Sequence[str], wanted: Sequence[Key]) -> str:
-    """The rows of a source that feed some owners: by an index where there is one, else by the owners' text."""
+def feeding(view: View, table: Table, expressions: Sequence[str], wanted: Sequence[Key]) -> tuple[list[str], str]:
+    """The owner that a source's row feeds, as text, and a condition: it feeds one of `wanted`.
+
+    The condition is one that an index can answer where types agree, else it is over the text.
+    """
+    owner_types = [view.table.column(o).type for o in view.mapping.owner]
     types = []
     for expression, type_ in zip(expressions, owner_types, strict=True):
         name = bare(expression, table)
@@ -310,10 +310,10 @@ def _feeding(table: Table, expressions: Sequence[str], owner_types: Sequence[str
             types.append(held)
         else:
             types.append("")
-    if all(types):
-        return _among(expressions, types, wanted)
     texts = [f"(({e}){'' if '.' in t else f'::{t}'})::text" for e, t in zip(expressions, owner_types, strict=True)]
-    return _among([f'{t} collate "C"' for t in texts], ["text"] * len(texts), wanted)
+    if all(types):
+        return texts, _among(expressions, types, wanted)
+    return texts, _among([f'{t} collate "C"' for t in texts], ["text"] * len(texts), wanted)
 
 
 def _among(expressions: Sequence[str], types: Sequence[str], wanted: Sequence[Key]) -> str:

@@ -1,0 +1,142 @@
+"""Repair: the rows that differ are read again from the source, through the same queue as any row that has to be.
+
+Invariants: nothing is written here but requests; what answers them loads chunks of one row under backfill's rule, so a
+repair can never put an older row in the place of a newer one, and a kill in the middle leaves requests, done or not. A
+table that was repaired is not clean: only a later pass says that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from connectors.failpoint import failpoint
+from connectors.postgres.mirror import mirror_key
+from connectors.postgres.session import Connection, translated
+from connectors.postgres.target import Target
+from schemas.control import MIRROR_SCHEMA, mirror_name
+from schemas.names import qualified, quote
+from schemas.plan import Plan
+from stream.engine.loads import mirror_mapping
+from stream.verification import Mismatch, Store
+from stream.verify.compare import Pair
+from stream.verify.views import Key, View, bare, owners, restricts
+from stream.verify.witness import feeding
+
+REASON = "verify --repair"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is to be read again: load -> (source table, keys). `refused`: tables that cannot be, and why."""
+
+    rows: Mapping[str, tuple[str, Sequence[Mapping[str, str | None]]]]
+    refused: Mapping[str, str]
+
+
+def plan_repair(pair: Pair, plan: Plan, view: View, mismatches: Sequence[Mismatch]) -> Asked:
+    """Which rows of which tables have to be read again so that one target table's mismatches go."""
+    if not view.mapping.key:
+        why = "it has no key: take it out of the file, `slackwater prepare`, put it back, and prepare again to reload it"
+        return Asked(rows={}, refused={view.name: why})
+    keys: list[Key] = [tuple(m.key[k] for k in view.mapping.key) for m in mismatches]
+    wanted = owners(view, keys)
+    if view.mapping.row_local:
+        return _row_local(pair, view, wanted)
+    return _joined(pair, plan, view, wanted)
+
+
+def _row_local(pair: Pair, view: View, wanted: Sequence[Key]) -> Asked:
+    """The source rows by their keys; of owners that have none any more, by the columns that would name them."""
+    by = restricts(view)
+    table = view.sources[0]
+    if by is None:
+        return Asked(rows={}, refused={view.name: f"nothing tells which rows of {table.name} feed it"})
+    names = [bare(e, table) for e in by[table.name]]
+    if all(names):
+        asked = [dict(zip(map(str, names), owner, strict=True)) for owner in wanted]
+        return Asked(rows={view.name: (table.name, asked)}, refused={})
+    found, fed = _keys(pair, view, by, wanted)
+    gone = [o for o in wanted if o not in fed]
+    refused = {}
+    if gone:
+        refused[view.name] = (
+            f"{len(gone)} rows of it come from no row of {table.name}, and their keys cannot be computed back:"
+            " delete them by hand"
+        )
+    return Asked(rows={view.name: (table.name, found[table.name])} if found[table.name] else {}, refused=refused)
+
+
+def _joined(pair: Pair, plan: Plan, view: View, wanted: Sequence[Key]) -> Asked:
+    """Its owners, and every mirror row that feeds them, be it only in the mirror."""
+    rows: dict[str, tuple[str, Sequence[Mapping[str, str | None]]]] = {}
+    by = restricts(view)
+    if by is not None:
+        found, _ = _keys(pair, view, by, wanted)
+        for table in view.sources:
+            mirrored = _mirrored(pair.target.primary, plan, view, by, wanted, table.name)
+            unique = {json.dumps(k, sort_keys=True): k for k in [*found[table.name], *mirrored]}
+            if unique:
+                rows[f"mirror:{table.name}"] = (table.name, list(unique.values()))
+    rows[view.name] = ("", [dict(zip(view.mapping.owner, owner, strict=True)) for owner in wanted])
+    return Asked(rows=rows, refused={})
+
+
+def _keys(
+    pair: Pair, view: View, by: Mapping[str, Sequence[str]], wanted: Sequence[Key]
+) -> tuple[dict[str, list[dict[str, str | None]]], set[Key]]:
+    """Keys of the source rows that feed some owners, and the owners that are fed."""
+    found: dict[str, list[dict[str, str | None]]] = {}
+    fed: set[Key] = set()
+    with pair.source.look(view.sources, timeout_s=60):
+        for table in view.sources:
+            key = mirror_key(table)
+            texts, where = feeding(view, table, by[table.name], wanted)
+            picked = ", ".join([*(f"{quote(k)}::text" for k in key), *texts])
+            name = qualified(table.schema, table.name)
+            rows = pair.source.all(
+                f"select {picked} from {name if table.partitioned else f'only {name}'} where {where}",
+                f"reading keys of {table.name}",
+            )
+            found[table.name] = [dict(zip(key, row[: len(key)], strict=True)) for row in rows]
+            fed |= {tuple(row[len(key) :]) for row in rows}
+    return found, fed
+
+
+def _mirrored(
+    target: Connection, plan: Plan, view: View, by: Mapping[str, Sequence[str]], wanted: Sequence[Key], source: str
+) -> list[dict[str, str | None]]:
+    """Keys of the mirror's rows that feed some owners: those of rows that are gone from the source, too."""
+    table = plan.sources[source]
+    key = mirror_mapping(table).key
+    _, where = feeding(view, table, by[source], wanted)
+    name = qualified(MIRROR_SCHEMA, mirror_name(plan.migration, plan.direction, source))
+    query = f"select {', '.join(f'{quote(k)}::text' for k in key)} from {name} where {where}"
+    with translated(f"reading the mirror of {source}"):
+        return [dict(zip(key, row, strict=True)) for row in target.execute(query.encode()).fetchall()]
+
+
+def ask(store: Store, name: str, asked: Asked) -> int:
+    """Queue what is to be read again, and mark the table; how many rows. One transaction: both or neither."""
+    target = Target(store.conn, store.migration, store.direction)
+    total = 0
+    with translated("asking for rows to be read again"), store.conn.transaction():
+        for load, (source, keys) in asked.rows.items():
+            target.ask_reread(load, source, keys, REASON)
+            total += len(keys)
+        failpoint("verify.mid_repair")
+        if not asked.refused:
+            store.repaired(name)
+    return total
+
+
+def left(conn: Connection, plan: Plan) -> int:
+    """How many rows still wait to be read again."""
+    with translated("counting what waits to be read again"):
+        row = conn.execute(
+            "select count(*) from slackwater.reread where migration = %s and direction = %s",
+            (plan.migration, plan.direction.value),
+        ).fetchone()
+    assert row is not None
+    return int(str(row[0]))
