@@ -62,9 +62,7 @@ class Metrics:
         self._backfill_chunks = Gauge(
             "slackwater_backfill_chunks", "Chunks of the backfill, by state", (*BOTH, "state"), registry=r
         )
-        self._verify_rows = Counter(
-            "slackwater_verify_rows_total", "Rows compared by verification", BOTH, registry=r
-        )
+        self._verify_rows = Counter("slackwater_verify_rows_total", "Rows compared by verification", BOTH, registry=r)
         self._verification_age_s = Gauge(
             "slackwater_verification_age_seconds",
             "Age of the oldest table's last complete verification; absent: a table has none",

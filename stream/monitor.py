@@ -134,6 +134,11 @@ class Monitor:
         self._metrics.foreign_writes((document.get("foreign_writes") or {}).get("rows"))
         reverse = (document.get("directions") or {}).get(Direction.REVERSE.value) or {}
         self._metrics.canary_age(reverse.get("canary_age_seconds"))
+        verified = (document.get("verification") or {}).get(self._direction.value)
+        if verified is None or verified["state"] in ("pending", "running"):
+            self._metrics.verification(None, None)
+        else:
+            self._metrics.verification(verified["age_seconds"], verified["mismatched"])
         self._metrics.safe_to_cutover(document["safe_to_cutover"])
         self._metrics.safe_to_rollback(document["safe_to_rollback"])
         self._metrics.phase(document["phase"])

@@ -253,6 +253,7 @@ def _verification(stream: Stream) -> Document | None:
         "state": found.state.value,
         "at": None if found.at is None else rfc3339(found.at),
         "age_seconds": found.age_s,
+        "mismatched": found.mismatched,
         "tables": {
             name: {
                 "state": table.state.value,

@@ -77,6 +77,11 @@ class Verification:
     state: Verdict
     tables: Mapping[str, TableVerdict] = field(default_factory=dict)
 
+    def over(self, targets: Collection[str]) -> Verification:
+        """The verdict on these tables: one that has none is pending, and those of other tables do not count."""
+        tables = {name: self.tables.get(name, NEVER) for name in sorted(targets)}
+        return Verification(state=together(tables.values()), tables=tables)
+
     @property
     def mismatched(self) -> int:
         return sum(table.mismatched for table in self.tables.values())
@@ -122,9 +127,8 @@ def latest(
     with translated("reading the verification"):
         rows = conn.execute(READ, (migration, direction.value)).fetchall()
     tables = {str(row[0]): _table(row, fingerprint) for row in rows}
-    if targets is not None:
-        tables = {name: tables.get(name, NEVER) for name in sorted(targets)}
-    return Verification(state=together(tables.values()), tables=tables)
+    found = Verification(state=together(tables.values()), tables=tables)
+    return found if targets is None else found.over(targets)
 
 
 def together(tables: Collection[TableVerdict]) -> Verdict:

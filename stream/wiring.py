@@ -15,6 +15,7 @@ from connectors.kafka.registry import Registry, open_registry
 from connectors.kafka.scan import Scan
 from connectors.kafka.topics import Topics
 from connectors.kafka.writer import EpochWriter
+from connectors.postgres import control
 from connectors.postgres.session import Connection, connect, secrets, translated
 from schemas.direction import Direction, Side
 from schemas.errors import ConfigError, SlackwaterError
@@ -36,6 +37,9 @@ from stream.status import Watch
 from stream.supervisor import RoleName
 from stream.trace import Tracing
 from stream.trace.wrote import Writers
+from stream.verify.ground import link_of
+from stream.verify.role import Continuous
+from stream.verify.sweep import Task as VerifyTask
 from stream.worker import NotYet, Role, Worker
 
 ROLES = ("capture", "apply", "backfill")
@@ -122,6 +126,8 @@ class Process:
         self.watch.reconfigure(fresh)
         if isinstance(self._role, Backfill):
             self._role.reconfigure(fresh.backfill)
+        if isinstance(self._role, Continuous):
+            self._role.reconfigure(fresh.verify)
         return f"took over rates, limits and windows from {self.spec.path}"
 
     def _build(self) -> Role:
@@ -131,7 +137,12 @@ class Process:
             self.heartbeat.start()
         plan = plan_for(self.spec, document, self.name.direction)
         flow = document.flow(self.name.direction)
-        builder = {"capture": self._capture, "apply": self._apply, "backfill": self._backfill}[self.name.role]
+        builder = {
+            "capture": self._capture,
+            "apply": self._apply,
+            "backfill": self._backfill,
+            "verify": self._verify,
+        }[self.name.role]
         self._role = builder(plan, flow, document)
         return self._role
 
@@ -201,6 +212,17 @@ class Process:
             paused=self._paused("backfill", plan.direction),
         )
 
+    def _verify(self, plan: Plan, _flow: Flow, document: Prepared) -> Role:
+        return Continuous(
+            task=lambda: verify_task(self.spec, document, plan, self.sides),
+            options=self.spec.verify,
+            max_lag_s=self.spec.backfill.max_lag_s,
+            heartbeat=self.heartbeat,
+            metrics=self.metrics,
+            lag_s=self.monitor.lag_s,
+            paused=self._paused("verify", plan.direction),
+        )
+
     def _paused(self, what: str, direction: Direction) -> Callable[[Connection], str | None]:
         """The operator's pause as a clause. Pauses are kept on new: the session of the role reaches it, or a line."""
         migration = self.spec.migration
@@ -213,6 +235,39 @@ class Process:
             return None if found is None else found.clause
 
         return clause
+
+
+def verify_task(spec: Spec, document: Prepared, plan: Plan, ask: Sides) -> VerifyTask:
+    """What a direction's verification compares now. Errors: NotReady while no side, or each, is open."""
+    turns = {side: ask.ask(side, partial(control.turn, name=spec.migration, side=side)) for side in Side}
+    flow = document.flow(plan.direction)
+    replica = spec.verify.read_from if plan.direction.source is Side.OLD else None
+    return VerifyTask(
+        source_dsn=dsn(spec, plan.direction.source),
+        target_dsn=dsn(spec, plan.direction.target),
+        replica_dsn=None if replica is None else str(replica),
+        plan=plan,
+        link=link_of(turns, plan.direction),
+        fingerprint=document.fingerprint,
+        system_id=flow.system_id,
+        timeline=flow.timeline,
+        workers=spec.verify.workers,
+    )
+
+
+def lag_monitor(spec: Spec, direction: Direction, ask: Sides) -> Monitor:
+    """One that knows a direction's lag, for a verb."""
+    return Monitor(
+        migration=spec.migration,
+        direction=direction,
+        sides=ask,
+        watch=Watch(spec, ask),
+        heartbeat=Heartbeat(
+            dsn=dsn(spec, direction.target), migration=spec.migration, direction=direction.value, role="verify"
+        ),
+        metrics=Metrics(spec.migration, direction.value),
+        speaks=False,
+    )
 
 
 def registry(spec: Spec, document: Prepared) -> Registry:

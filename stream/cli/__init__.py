@@ -99,6 +99,14 @@ VERBS = (
         example="slackwater -c shop.yaml gates",
     ),
     Verb(
+        name="verify",
+        module="verify",
+        summary="Compare every row of both sides; --repair",
+        example="slackwater -c shop.yaml verify --table customer",
+        changes=True,
+        asks=True,
+    ),
+    Verb(
         name="wait",
         module="wait",
         summary="Wait for a phase, a side, or a safe cutover",

@@ -29,6 +29,7 @@ class RoleArgument(StrEnum):
     CAPTURE = "capture"
     APPLY = "apply"
     BACKFILL = "backfill"
+    VERIFY = "verify"
 
 
 def run(
@@ -49,19 +50,19 @@ def run(
     if role is None:
         if direction is not Direction.FORWARD:
             raise ConfigError("--direction goes with a role", hint=f"slackwater run apply --direction {direction}")
-        _finish(spec, None, _all(spec))
+        finish(spec, None, _all(spec))
     name = RoleName(role.value, direction)
-    _finish(spec, name, _one(spec, name, listen or spec.http.listen, child_of))
+    finish(spec, name, one(spec, name, listen or spec.http.listen, child_of))
 
 
-def _finish(spec: Spec, name: RoleName | None, status: int) -> NoReturn:
+def finish(spec: Spec, name: RoleName | None, status: int) -> NoReturn:
     if context.invocation().json:
         result = "stopped" if status == exits.DONE else "failed"
         context.show({"migration": spec.migration, "role": str(name) if name else None, "result": result}, "")
     raise typer.Exit(status)
 
 
-def _one(spec: Spec, name: RoleName, listen: str, parent: int | None) -> int:
+def one(spec: Spec, name: RoleName, listen: str, parent: int | None) -> int:
     from stream import wiring
 
     wiring.log_as(spec, str(name))

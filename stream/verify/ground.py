@@ -6,6 +6,7 @@ Invariant: where it cannot stand, there is no answer; never a clean one.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 
 from connectors.postgres import control
@@ -65,28 +66,34 @@ def _lock(plan: Plan) -> str:
     return f"slackwater.verify.{plan.migration}.{plan.direction}"
 
 
-def guard(conn: Connection, plan: Plan, stop: threading.Event, wait_s: float) -> bool:
+def _wanted(plan: Plan) -> str:
+    return f"{_lock(plan)}.wanted"
+
+
+def guard(conn: Connection, plan: Plan, stop: threading.Event, *, patience_s: float | None) -> bool:
     """Become the only process that verifies this direction, for as long as the session lives. False: told to stop.
 
-    Errors: NotReady when another one does not make way in time.
+    With a patience, the role is asked to make way meanwhile; None waits for as long as it takes.
+    Errors: NotReady when another process is not out of the way in time.
     """
-    with translated("taking the verification's lock"):
-        conn.execute(f"set lock_timeout = {int(wait_s * 1000)}")
+    deadline = None if patience_s is None else time.monotonic() + patience_s
+    asked = False
     while not stop.is_set():
         with translated("taking the verification's lock"):
             row = conn.execute("select pg_try_advisory_lock(hashtextextended(%s, 0))", (_lock(plan),)).fetchone()
         if row == (True,):
             return True
-        if wait_s <= 0:
+        if deadline is not None and not asked:
+            asked = True
+            with translated("announcing a verification"):
+                conn.execute("select pg_try_advisory_lock_shared(hashtextextended(%s, 0))", (_wanted(plan),))
+        if deadline is not None and time.monotonic() > deadline:
             holder = _holder(conn, plan)
             raise NotReady(
                 f"another process verifies the {plan.direction} direction" + (f" (pid {holder})" if holder else ""),
                 hint="wait for it, or stop it",
             )
-        with translated("announcing a verification"):
-            conn.execute("select pg_advisory_lock_shared(hashtextextended(%s, 0))", (f"{_lock(plan)}.wanted",))
         stop.wait(0.5)
-        wait_s -= 0.5
     return False
 
 
@@ -99,11 +106,9 @@ def release(conn: Connection, plan: Plan) -> None:
 def is_wanted(conn: Connection, plan: Plan) -> bool:
     """Whether somebody waits for the guard."""
     with translated("asking who wants to verify"):
-        row = conn.execute(
-            "select pg_try_advisory_lock(hashtextextended(%s, 0))", (f"{_lock(plan)}.wanted",)
-        ).fetchone()
+        row = conn.execute("select pg_try_advisory_lock(hashtextextended(%s, 0))", (_wanted(plan),)).fetchone()
         if row == (True,):
-            conn.execute("select pg_advisory_unlock(hashtextextended(%s, 0))", (f"{_lock(plan)}.wanted",))
+            conn.execute("select pg_advisory_unlock(hashtextextended(%s, 0))", (_wanted(plan),))
     return row != (True,)
 
 

@@ -38,7 +38,7 @@ class Asked:
 def plan_repair(pair: Pair, plan: Plan, view: View, mismatches: Sequence[Mismatch]) -> Asked:
     """Which rows of which tables have to be read again so that one target table's mismatches go."""
     if not view.mapping.key:
-        why = "it has no key: take it out of the file, `slackwater prepare`, put it back, and prepare again to reload it"
+        why = "it has no key: take it out of the file and `slackwater prepare`, then put it back and prepare again"
         return Asked(rows={}, refused={view.name: why})
     keys: list[Key] = [tuple(m.key[k] for k in view.mapping.key) for m in mismatches]
     wanted = owners(view, keys)

@@ -28,7 +28,6 @@ log = logging.getLogger("slackwater.verify")
 
 SHARE = 0.1  # of the time, where no rate is set
 REST_S = 5.0  # between two passes, at least
-FOREVER_S = 1e9
 HEALTH_S = 5.0
 
 
@@ -78,8 +77,8 @@ class Continuous:
                 health=health_of(source),
             )
             while not stop.is_set():
-                self._heartbeat.waiting("another process verifies this direction")
-                if not guard(control, task.plan, stop, FOREVER_S):
+                self._heartbeat.waiting("waits for its turn to verify this direction")
+                if not guard(control, task.plan, stop, patience_s=None):
                     return
                 try:
                     rest_s = self._pass(control, stop)

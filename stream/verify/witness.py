@@ -163,7 +163,7 @@ class Witness:
     def _read(self, view: View, by: Mapping[str, Sequence[str]], wanted: Sequence[Key]) -> Raw:
         """The stored rows that feed some owners, within a look."""
         rows: dict[str, list[Sequence[str | None]]] = {}
-        feeding: dict[str, list[Key]] = {}
+        fed: dict[str, list[Key]] = {}
         versions: defaultdict[Key, list[Hashable]] = defaultdict(list)
         for table in view.sources:
             stage = self._stages[table.name]
@@ -174,7 +174,7 @@ class Witness:
                 f" from {relation(table)} where {where}) to stdout"
             )
             width, count = len(stage.names), len(expressions)
-            rows[table.name], feeding[table.name] = [], []
+            rows[table.name], fed[table.name] = [], []
             with (
                 translated(f"reading {table.schema}.{table.name}"),
                 self._pair.source.rows.cursor() as cursor,
@@ -183,12 +183,12 @@ class Witness:
                 for row in copy.rows():
                     owner = tuple(row[width : width + count])
                     rows[table.name].append(row[:width])
-                    feeding[table.name].append(owner)
+                    fed[table.name].append(owner)
                     versions[owner].append((table.name, *row[width + count :]))
         exact = self._exact(view, by)
         return Raw(
             rows=rows,
-            owner_of=feeding,
+            owner_of=fed,
             versions={o: tuple(v) for o, v in versions.items() if exact and len(v) == 1},
         )
 

@@ -20,6 +20,8 @@ def shown() -> dict[str, set[str]]:
     metrics.slot_retained(1)
     metrics.backfill_rows(1)
     metrics.backfill_chunks({"done": 1})
+    metrics.verify_rows(1)
+    metrics.verification(1.0, 0)
     metrics.quarantined(0)
     metrics.reread(0)
     metrics.foreign_writes(0)

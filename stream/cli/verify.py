@@ -1,0 +1,300 @@
+"""`slackwater verify`: compare every row of both sides, while traffic runs."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from connectors.postgres.session import Connection
+from connectors.postgres.sight import Sight
+from schemas.direction import Direction, Side
+from schemas.errors import ConfigError, Refused, SlackwaterError
+from schemas.plan import Plan
+from schemas.spec import Spec
+from stream import journal, prepared
+from stream.cli import context, exits, text
+from stream.pause import paused
+from stream.supervisor import RoleName
+from stream.throttle import Throttle
+from stream.verification import Store, Verdict, Verification, latest
+from stream.verify import repair as repairing
+from stream.verify.compare import Pair
+from stream.verify.ground import WAIT_S, assert_loaded, guard, wanted
+from stream.verify.judging import Stopped
+from stream.verify.role import figures, health_of, throttled
+from stream.verify.sweep import Sweep, Tally
+
+SHOWN = 20  # mismatches of a table on the screen; --json has all that are kept
+LINE_S = 5.0  # between two lines of progress where no terminal is
+REPAIR_S = 120.0
+
+
+def verify(
+    direction: Annotated[Direction, typer.Option(help="Which way: what is compared with what it is made of.")] = (
+        Direction.FORWARD
+    ),
+    table: Annotated[list[str] | None, typer.Option(help="Only this target table; may be given again.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Have rows that differ read again from the source.")] = False,
+    continuous: Annotated[
+        bool, typer.Option("--continuous", help="Without end, at a budget: what `run verify` does.")
+    ] = False,
+    show_values: Annotated[
+        bool, typer.Option("--show-values", help="Print the values that differ; they are kept nowhere.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew instead of where a killed one stopped.")] = False,
+) -> None:
+    """Compare every row of both sides while traffic runs: 0 clean, 3 rows differ, 1 could not compare.
+
+    Rows that differ are judged when the stream has passed them. They are listed by key and column names; values stay
+    where they are. What is slow, or was killed, goes on where it stopped.
+    """
+    spec = context.spec()
+    if continuous:
+        if repair or table or show_values:
+            raise ConfigError("--continuous goes with --direction alone", hint="slackwater verify --continuous")
+        _forever(spec, direction)
+    with (
+        closing(context.prepared_side(spec, Side.NEW, "verify")) as new,
+        closing(context.prepared_side(spec, direction.target, "verify")) as target,
+    ):
+        document = prepared.load(new, spec.migration)
+        assert document is not None
+        plan = prepared.plan_for(spec, document, direction)
+        names = wanted(plan, table or [])
+        assert_loaded(target, plan, names)
+        stop = _stoppable()
+        if not guard(target, plan, stop, patience_s=WAIT_S):
+            raise typer.Exit(exits.INTERRUPTED)
+        tallies = _compare(spec, document, plan, new, table or [], stop, resume=not fresh)
+        asked = _repair(spec, plan, new, target, tallies, stop) if repair else None
+        found = latest(target, spec.migration, direction, fingerprint=document.fingerprint, targets=names)
+    follows = _next(spec, found, tallies, repair=repair)
+    context.show(
+        _document(spec, direction, found, tallies, asked, follows, values=show_values),
+        lambda: _screen(found, tallies, follows, values=show_values),
+    )
+    if any(t.total for t in tallies.values()):
+        raise typer.Exit(exits.NO)
+    if any(t.problem for t in tallies.values()):
+        raise typer.Exit(exits.FAILED)
+
+
+def _forever(spec: Spec, direction: Direction) -> None:
+    from stream.cli import run
+
+    status = run.one(spec, RoleName("verify", direction), spec.http.listen, None)
+    run.finish(spec, RoleName("verify", direction), status)
+
+
+def _stoppable() -> threading.Event:
+    """Set by Ctrl-C and SIGTERM; once more ends the program at once."""
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    return stop
+
+
+def _compare(
+    spec: Spec,
+    document: prepared.Prepared,
+    plan: Plan,
+    new: Connection,
+    only: list[str],
+    stop: threading.Event,
+    *,
+    resume: bool,
+) -> Mapping[str, Tally]:
+    from stream import wiring
+
+    ask = context.sides(spec, "verify")
+    try:
+        task = wiring.verify_task(spec, document, plan, ask)
+        monitor = wiring.lag_monitor(spec, task.link, ask)
+        with closing(Sight(task.source_dsn, application="slackwater verify health")) as source:
+            throttle = Throttle(
+                throttled(spec.verify, spec.backfill.max_lag_s),
+                lag_s=monitor.lag_s,
+                paused=partial(_paused, new, spec.migration),
+                health=health_of(source.primary),
+            )
+            monitor.start()
+            sweep = Sweep(task, throttle=throttle, only=only, resume=resume, progress=_progress(throttle))
+            try:
+                return sweep.run(stop)
+            except Stopped:
+                context.note("stopped; `slackwater verify` goes on from here")
+                raise typer.Exit(exits.INTERRUPTED) from None
+            finally:
+                monitor.stop()
+    finally:
+        ask.close()
+
+
+def _paused(new: Connection, migration: str) -> str | None:
+    found = paused(new, migration, "verify")
+    return None if found is None else found.clause
+
+
+def _progress(throttle: Throttle) -> Callable[[Sweep], None]:
+    """A line of progress: over itself on a terminal, one every few seconds elsewhere."""
+    terminal, told = sys.stderr.isatty(), time.monotonic()
+
+    def show(sweep: Sweep) -> None:
+        nonlocal told
+        if not terminal and time.monotonic() - told < LINE_S:
+            return
+        told = time.monotonic()
+        f = figures(sweep.tallies, time.monotonic() - sweep.began_s)
+        left = "" if f["seconds_left"] is None else f", {text.seconds(f['seconds_left'])} left"
+        rate = "" if f["rows_per_second"] is None else f", {f['rows_per_second']:,.0f} rows/s"
+        line = f"{f['tables_done']} of {f['tables']} tables, {f['rows']:,} of {f['rows_estimate']:,} rows{rate}{left}"
+        line += f"; {f['mismatched']:,} differ" if f["mismatched"] else ""
+        line += f" [held back: {throttle.reason}]" if throttle.reason else ""
+        last = f["tables_done"] == f["tables"]
+        typer.echo(f"\r\033[K{line}" if terminal else line, err=True, nl=last or not terminal)
+
+    return show
+
+
+# Repair.
+
+
+def _repair(
+    spec: Spec, plan: Plan, new: Connection, target: Connection, tallies: Mapping[str, Tally], stop: threading.Event
+) -> dict[str, Any]:
+    """Ask for the rows to be read again, and wait until they are."""
+    wrong = {name: t for name, t in tallies.items() if t.found}
+    if not wrong:
+        return {"rows": 0, "tables": {}, "refused": {}, "left": 0}
+    counts = ", ".join(f"{len(t.found):,} of {name}" for name, t in wrong.items())
+    context.confirm(f"to be read again from {plan.direction.source} and written to {plan.direction.target}: {counts}?")
+    task_source, task_target = (str(spec.old.dsn), str(spec.new.dsn))
+    if plan.direction.source is Side.NEW:
+        task_source, task_target = task_target, task_source
+    source = Sight(task_source, application="slackwater verify repair")
+    tables: dict[str, int] = {}
+    refused: dict[str, str] = {}
+    with closing(Pair(source, Sight(task_target, application="slackwater verify repair"))) as pair:
+        for name, tally in wrong.items():
+            asked = repairing.plan_repair(pair, plan, tally.view, [f.mismatch for f in tally.found])
+            refused |= asked.refused
+            tables[name] = repairing.ask(Store(target, plan.migration, plan.direction), name, asked)
+    detail = {"direction": plan.direction.value, "rows": tables, "refused": sorted(refused)}
+    journal.append(new, spec.migration, actor=context.actor(new), step="verify repair", detail=detail)
+    for name, why in refused.items():
+        context.note(f"{name} cannot be repaired: {why}")
+    total = sum(tables.values())
+    context.note(f"{total:,} rows are to be read again" + ("; waiting for it" if total else ""))
+    deadline = time.monotonic() + REPAIR_S
+    while (left := repairing.left(target, plan)) and time.monotonic() < deadline and not stop.is_set():
+        stop.wait(0.2)
+    if left:
+        context.note(f"{left:,} rows still wait to be read again: is `slackwater run backfill` running?")
+    return {"rows": total, "tables": tables, "refused": refused, "left": left}
+
+
+# Answers.
+
+
+def _next(spec: Spec, found: Verification, tallies: Mapping[str, Tally], *, repair: bool) -> str | None:
+    if found.state is Verdict.CLEAN and not any(t.problem for t in tallies.values()):
+        return None
+    if any(t.found for t in tallies.values()) and not repair:
+        return context.command(spec, "verify --repair")
+    return context.command(spec, "verify")
+
+
+def _document(
+    spec: Spec,
+    direction: Direction,
+    found: Verification,
+    tallies: Mapping[str, Tally],
+    asked: dict[str, Any] | None,
+    follows: str | None,
+    *,
+    values: bool,
+) -> dict[str, Any]:
+    tables = {}
+    for name, tally in tallies.items():
+        verdict = found.tables[name]
+        tables[name] = {
+            "state": verdict.state.value,
+            "at": verdict.at,
+            "rows": tally.rows,
+            "source_rows": tally.source_rows,
+            "target_rows": tally.target_rows,
+            "mismatched": tally.total,
+            "more": tally.more,
+            "mismatches": [_mismatch(tally, n, values=values) for n in range(len(tally.found))],
+            "problem": None if tally.problem is None else _error(tally.problem),
+        }
+    return {
+        "migration": spec.migration,
+        "direction": direction.value,
+        "state": found.state.value,
+        "at": found.at,
+        "tables": tables,
+        "repaired": asked,
+        "next": follows,
+    }
+
+
+def _mismatch(tally: Tally, n: int, *, values: bool) -> dict[str, Any]:
+    one = tally.found[n]
+    document = one.mismatch.document()
+    if values and tally.view.mapping.key:
+        names = tally.view.mapping.columns
+        document["source"] = [dict(zip(names, row, strict=False)) for row in one.source]
+        document["target"] = [dict(zip(names, row, strict=False)) for row in one.target]
+    return document
+
+
+def _error(error: SlackwaterError) -> dict[str, Any]:
+    reasons = error.reasons if isinstance(error, Refused) else ()
+    return {"cause": error.cause, "remedy": error.hint, "reasons": list(reasons)}
+
+
+def _screen(found: Verification, tallies: Mapping[str, Tally], follows: str | None, *, values: bool) -> str:
+    rows = []
+    for name, tally in tallies.items():
+        state = found.tables[name].state.value if tally.problem is None else "not compared"
+        wrong = f"{tally.total:,}{' or more' if tally.more else ''} differ" if tally.total else ""
+        rows.append((name, state, f"{tally.rows:,} rows", wrong))
+    lines = [text.columns(rows)]
+    for name, tally in tallies.items():
+        if tally.problem is not None:
+            lines += [f"{name} could not be compared: {tally.problem.cause}", f"  remedy: {tally.problem.hint}"]
+        for n in range(min(SHOWN, len(tally.found))):
+            lines += _lines(name, _mismatch(tally, n, values=values))
+        if len(tally.found) > SHOWN:
+            lines.append(f"  ... and {len(tally.found) - SHOWN:,} more of {name}; --json lists them")
+    if follows is not None:
+        lines.append(f"Next: {follows}")
+    return "\n".join(lines)
+
+
+def _lines(name: str, found: Mapping[str, Any]) -> list[str]:
+    key = ", ".join(f"{k}={v}" for k, v in found["key"].items()) or f"{found.get('rows', 1)} rows"
+    columns = f": {', '.join(found['columns'])}" if found["columns"] else ""
+    lines = [f"  {found['kind']:<9} {name} {key}{columns}"]
+    for side in ("source", "target"):
+        for row in found.get(side, ()):
+            shown = {c: row.get(c) for c in found["columns"] or row}
+            cells = ", ".join(f"{c}={'NULL' if v is None else v}" for c, v in shown.items())
+            lines.append(f"            {side}: {cells}")
+    return lines
