@@ -68,6 +68,10 @@ create table if not exists slackwater.pass (   -- who may write through the fenc
   primary key (migration, side, holder)
 );
 
+create table if not exists slackwater.spare (  -- on old: what new knows, for when new is gone
+  migration text primary key, prepared jsonb not null, kept_at timestamptz not null default clock_timestamp()
+);
+
 create table if not exists slackwater.route (
   migration text primary key, writes text not null, turn bigint not null, changed_at timestamptz not null
 );

@@ -18,7 +18,7 @@ from connectors.kafka.writer import EpochWriter
 from connectors.postgres import control
 from connectors.postgres.session import Connection, connect, secrets, translated
 from schemas.direction import Direction, Side
-from schemas.errors import ConfigError, SlackwaterError
+from schemas.errors import ConfigError, SlackwaterError, Unavailable
 from schemas.plan import Plan
 from schemas.spec import Spec, load_spec
 from stream import logs, prepared, state
@@ -30,7 +30,7 @@ from stream.heartbeat import Heartbeat
 from stream.journal import role_actor
 from stream.metrics import Metrics
 from stream.monitor import Monitor
-from stream.pause import paused
+from stream.pause import Pause, paused
 from stream.prepared import Flow, Prepared, plan_for
 from stream.sides import Sides
 from stream.status import Watch
@@ -226,13 +226,18 @@ class Process:
     def _paused(self, what: str, direction: Direction) -> Callable[[Connection], str | None]:
         """The operator's pause as a clause. Pauses are kept on new: the session of the role reaches it, or a line."""
         migration = self.spec.migration
+        known: Pause | None = None
 
         def clause(conn: Connection) -> str | None:
+            nonlocal known
             if direction.target is Side.NEW:
-                found = paused(conn, migration, what)
+                known = paused(conn, migration, what)
             else:
-                found = self.sides.ask(Side.NEW, lambda new: paused(new, migration, what))
-            return None if found is None else found.clause
+                found = self.sides.attempt(Side.NEW, lambda new: paused(new, migration, what))
+                # Where new is down, the way back goes on as it was told last: nobody can say otherwise.
+                if not isinstance(found, SlackwaterError):
+                    known = found
+            return None if known is None else known.clause
 
         return clause
 
@@ -319,9 +324,21 @@ def resumed(spec: Spec, role: str) -> Callable[[], bool]:
 
 
 def _document(spec: Spec, direction: Direction) -> Prepared:
-    """What was prepared. NotYet before that; ConfigError when the file is another one."""
-    with connect(dsn(spec, Side.NEW), application="slackwater run") as conn:
-        document = prepared.load(conn, spec.migration)
+    """What was prepared. NotYet before that; ConfigError when the file is another one.
+
+    The way back reads what old keeps of it where new does not answer: it has to be gone to its end without new.
+    """
+    try:
+        with connect(dsn(spec, Side.NEW), application="slackwater run") as conn:
+            document = prepared.load(conn, spec.migration)
+    except Unavailable:
+        if direction is not Direction.REVERSE:
+            raise
+        with connect(dsn(spec, Side.OLD), application="slackwater run") as conn:
+            kept = control.spare(conn, spec.migration)
+        if kept is None:
+            raise
+        document = Prepared.from_json(kept)
     if document is None:
         raise NotYet("the migration is not prepared yet", hint="slackwater prepare")
     if direction is Direction.REVERSE and document.reverse is None:

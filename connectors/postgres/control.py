@@ -152,6 +152,24 @@ def put_migration(conn: Connection, name: str, *, phase: str, fingerprint: str, 
     )
 
 
+def keep_spare(conn: Connection, name: str, prepared: str) -> None:
+    """On old: what new has prepared, so that the way back can be gone to its end without new."""
+    conn.execute(
+        "insert into slackwater.spare (migration, prepared) values (%s, %s::jsonb) on conflict (migration) do update"
+        " set prepared = excluded.prepared, kept_at = clock_timestamp()",
+        (name, prepared),
+    )
+
+
+def spare(conn: Connection, name: str) -> dict[str, Any] | None:
+    """What old was given to keep; None before that."""
+    if not installed(conn):
+        return None
+    with translated(f"cannot read what is kept of migration {name}"):
+        row: Any = conn.execute("select prepared::text from slackwater.spare where migration = %s", (name,)).fetchone()
+    return None if row is None else json.loads(row[0])
+
+
 def set_phase(conn: Connection, name: str, phase: str) -> None:
     """Move the migration to `phase`; whoever calls has asked `stream.phases` whether it may."""
     conn.execute(

@@ -163,6 +163,14 @@ VERBS = (
         asks=True,
     ),
     Verb(
+        name="failover",
+        module="failover",
+        summary="Open a side although the other one is dead",
+        example="slackwater -c shop.yaml failover --to old --accept-loss --source-isolated",
+        changes=True,
+        asks=True,
+    ),
+    Verb(
         name="route",
         module="route",
         summary="Print who takes the application's writes",

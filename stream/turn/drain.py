@@ -7,10 +7,13 @@ import time
 from typing import Any
 
 from connectors.failpoint import failpoint
+from connectors.postgres import sequences
 from connectors.postgres import turn as turns
+from connectors.postgres.sequences import Pair
 from connectors.postgres.session import Connection, translated
 from schemas.direction import Side
 from schemas.errors import Aborted
+from stream.prepared import plan_for
 from stream.turn.turning import PACE_S, Turning
 
 RESERVE = 0.1  # of the pause: what the steps after the token may take
@@ -61,6 +64,24 @@ def final(t: Turning) -> None:
             raise Aborted("something came up at the last moment", reasons=tuple(reasons), hint=f"{t.command} status")
         t.may_go_on()
     failpoint("turn.after_check")
+
+
+def sequences_of(t: Turning) -> list[Pair]:
+    """The sequences of the side that opens, looked up before anybody waits. Errors: Refused for a file that changed."""
+    assert t.prepared is not None
+    plan = plan_for(t.spec, t.prepared, t.direction)
+    return sequences.pairs(t.conns[t.source], t.conns[t.to], plan)
+
+
+def advance(t: Turning, found: list[Pair]) -> None:
+    """Under the hold: set them past the other side's, and past every value that is there."""
+    with t.steps.step("sequences"):
+        moved = sequences.advance(t.conns[t.source], t.conns[t.to], found)
+        for one in moved:
+            if one.note:
+                t.note(f"sequence {one.sequence}: {one.note}")
+        t.may_go_on()
+    failpoint("turn.after_sequences")
 
 
 def unfinished(conn: Connection, t: Turning) -> list[str]:

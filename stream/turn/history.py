@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from connectors.postgres import control
 from connectors.postgres.session import Connection, translated
 from schemas.errors import Refused
 from stream import state
@@ -51,6 +52,17 @@ def put_right(t: Turning, conn: Connection) -> bool:
             return False
         state.advance(conn, t.migration, home(t), actor=t.actor(conn), detail={"because": "nothing had happened"})
     return True
+
+
+def force(t: Turning, conn: Connection) -> None:
+    """After a failover: the phase that goes with the side that is open, whatever it was."""
+    now = state.phase(conn, t.migration, lock=True)
+    if now in (Phase.ARMED, Phase.SWITCHING, Phase.SWITCHED):
+        reach(t, conn)
+        return
+    # Before `arm`, new may be opened all the same: there is no way back, and the phase says what is open.
+    control.set_phase(conn, t.migration, arrived(t))
+    append(conn, t.migration, actor=t.actor(conn), step="phase", detail={"from": str(now), "to": str(arrived(t))})
 
 
 def reach(t: Turning, conn: Connection) -> None:

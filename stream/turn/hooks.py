@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 from schemas.errors import Aborted
+from stream.turn import standing
 from stream.turn.turning import Turning
 
 PATIENCE_S = 120.0
@@ -26,8 +27,9 @@ def before(t: Turning) -> None:
 def after(t: Turning) -> None:
     """`on_change`, then `after_cutover` or `after_rollback`. One that fails is reported: the turn stands."""
     hooks = t.spec.hooks
-    following = hooks.after_cutover if t.order.verb == "cutover" else hooks.after_rollback
-    for name, command in (("on_change", hooks.on_change), (f"after_{t.order.verb}", following)):
+    verb = standing.verb(t.to)  # a failover is followed by what follows a turn to that side
+    following = hooks.after_cutover if verb == "cutover" else hooks.after_rollback
+    for name, command in (("on_change", hooks.on_change), (f"after_{verb}", following)):
         if command is None:
             continue
         with t.steps.step(f"hook {name}"):

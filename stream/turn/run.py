@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from connectors.failpoint import failpoint
+from connectors.postgres import control
 from connectors.postgres import turn as turns
 from connectors.postgres.lease import Lease
 from connectors.postgres.session import Connection
@@ -102,14 +103,26 @@ def _whole(t: Turning, outcome: Outcome) -> str:
     turns.ask_for(t.conns[t.to], t.migration, t.to, t.turn)
     hooks.before(t)
     failpoint("turn.after_before_hook")
+    with t.steps.step("look"):
+        found = drain.sequences_of(t)
+        _spare(t)
     held = hold.hold(t)
     drain.drain(t)
     drain.final(t)
+    drain.advance(t, found)
     closing.intend(t)
     closing.close(t, held)
     opening.open_other(t)
     _after(t)
     return "done"
+
+
+def _spare(t: Turning) -> None:
+    """From the turn on new is not to be done without; but the way back has to be gone to its end if new dies."""
+    assert t.prepared is not None
+    old = t.conns[Side.OLD]
+    with control.transaction(old, "keeping what was prepared on old"):
+        control.keep_spare(old, t.migration, t.prepared.to_json())
 
 
 def _resume(t: Turning) -> str:

@@ -47,10 +47,11 @@ class Order:
     terminate_blockers: bool = False
     waive: tuple[str, ...] = ()
     reason: str | None = None
+    forced: bool = False  # failover
 
     @property
     def verb(self) -> str:
-        return verb(self.to)
+        return "failover" if self.forced else verb(self.to)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -190,6 +191,8 @@ class Turning:
 
     @property
     def again(self) -> str:
+        if self.order.forced:
+            return f"{self.command} failover --to {self.to} --accept-loss --source-isolated"
         return f"{self.command} {self.order.verb}"
 
     def note(self, line: str) -> None:

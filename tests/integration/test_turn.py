@@ -58,7 +58,9 @@ def test_a_cutover_moves_the_writes_and_loses_none(program: Program, shop: Shop)
         done = turned(program, "cutover", "--max-pause", "20", "--as", "tonight")
         time.sleep(1)
     assert (done["result"], done["writes"], done["turn"], done["error"]) == ("done", "new", 1, None)
-    assert [s["step"] for s in done["steps"]] == ["gates", "lock", "drain", "check", "journal", "fence", "open"]
+    assert [s["step"] for s in done["steps"]] == [
+        "gates", "look", "lock", "drain", "check", "sequences", "journal", "fence", "open",
+    ]  # fmt: skip
     assert 0 < done["pause_seconds"] < 20
     sides = {side for told in ledger.told for _, side in told.acknowledged}
     assert sides == {"old", "new"}

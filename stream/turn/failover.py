@@ -1,0 +1,218 @@
+"""`failover`: the open side is dead. What Kafka holds is applied, the other side opens, and what is lost is named.
+
+Invariant: a side that still answers is closed first, in its own row and on its own tables; one that does not is out of
+reach by the operator's word alone (`--source-isolated`), and that word is journalled.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from connectors.failpoint import failpoint
+from connectors.postgres import control
+from connectors.postgres import turn as turns
+from connectors.postgres.control import Turn
+from connectors.postgres.lease import Lease
+from connectors.postgres.session import Connection, translated
+from schemas.direction import Side, epochs_topic
+from schemas.epoch import Epoch
+from schemas.errors import Aborted, Refused, SlackwaterError
+from schemas.position import format_lsn
+from schemas.spec import Spec
+from stream import journal, prepared
+from stream.clock import from_epoch_seconds, rfc3339
+from stream.journal import Actor
+from stream.topics import FlowTopics
+from stream.turn import closing, drain, history, hold, hooks
+from stream.turn.outcome import Outcome, result_of
+from stream.turn.standing import writes
+from stream.turn.turning import Order, Turning
+
+PATIENCE_S = 60.0  # how long the applier may stand still before Kafka's rest is given up on
+TOKEN_S = 15.0  # how long a token may take, where the side that closes still answers
+POLL_S = 0.2
+
+
+def failover(
+    spec: Spec, order: Order, *, actor: Callable[[Connection], Actor], say: Callable[[str], None], stop: threading.Event
+) -> Outcome:
+    """Open `order.to` although the other side may be gone. Whatever happens is an Outcome."""
+    t = Turning(spec=spec, order=order, actor=actor, gates=lambda _: [], say=say, stop=stop)
+    outcome = Outcome(verb=order.verb, result="failed")
+    try:
+        outcome.result = _failover(t)
+    except SlackwaterError as error:
+        result = result_of(error)
+        outcome.result = "ambiguous" if t.closed else "aborted" if result == "failed" and t.intended else result
+        outcome.reasons = list(getattr(error, "reasons", ())) or [error.cause]
+        outcome.error = {"cause": error.cause, "remedy": error.hint}
+    finally:
+        if t.holder is not None:
+            t.holder.close()
+        outcome.steps, outcome.notes = t.steps.seconds(), list(t.notes)
+        _look(t, outcome)
+        t.close_sessions()
+    return outcome
+
+
+def _failover(t: Turning) -> str:
+    rows = _reach(t)
+    if t.source in t.conns:
+        t.prepared = prepared.load(t.conns[Side.NEW], t.migration)
+    here, there = rows[t.to], rows.get(t.source)
+    if here.open and (there is None or not there.open):
+        return "already"
+    t.turn = here.open_turn if here.open else _turn(here, there, t.to)
+    _intend(t)
+    t.intended = True
+    failpoint("failover.after_intent")
+    if there is not None and there.open:
+        _close(t)
+    if not here.open:
+        _drain(t)
+        failpoint("failover.after_drain")
+        _open(t)
+    failpoint("failover.after_open")
+    _after(t)
+    return "done"
+
+
+def _reach(t: Turning) -> dict[Side, Turn]:
+    """The side that opens, which must answer, and the other one if it does."""
+    for side in (t.to, t.source):
+        try:
+            t.conns[side] = t.connect(side)
+        except SlackwaterError as error:
+            if side is t.to:
+                raise Refused(f"{side} cannot be reached: it cannot be opened", hint=error.hint) from error
+            t.note(f"{side} does not answer; by your word nobody can write there: {error.cause}")
+    home = Side.NEW if Side.NEW in t.conns else t.to
+    t.lease = Lease(t.dsn(home), t.migration, who=t.application)
+    found: dict[Side, Turn] = {}
+    for side, conn in t.conns.items():
+        row = control.turn(conn, t.migration, side)
+        if row is None:
+            raise Refused(f"migration {t.migration} is not prepared: {side} holds no turn row")
+        found[side] = row
+    return found
+
+
+def _turn(here: Turn, there: Turn | None, to: Side) -> int:
+    """The turn that opens `to`: one that its fence lets through, and later than any that was."""
+    least = max(here.fence_turn or 0, here.open_turn + 1, 0 if there is None else there.open_turn + 1)
+    odd = 1 if to is Side.NEW else 0
+    return least if least % 2 == odd else least + 1
+
+
+def _home(t: Turning) -> Connection:
+    """Where the journal is written: on new, where it answers."""
+    return t.conns[Side.NEW] if Side.NEW in t.conns else t.conns[t.to]
+
+
+def _intend(t: Turning) -> None:
+    conn = _home(t)
+    detail: dict[str, Any] = {"turn": t.turn, "from": t.source.value, "to": t.to.value, "attempt": t.attempt}
+    detail |= {"accept_loss": True, "source_answers": t.source in t.conns, "reason": t.order.reason}
+    journal.append(conn, t.migration, actor=t.actor(conn), step="failover", outcome="intent", detail=detail)
+
+
+def _close(t: Turning) -> None:
+    """The other side answers, and takes writes: it is closed as in any turn."""
+    t.say(f"{t.source} answers, and takes writes: it is closed first")
+    held = hold.hold(t)
+    closing.close(t, held)
+
+
+def _drain(t: Turning) -> None:
+    """Everything that Kafka has is on the side that opens; what the dead side had beyond that is lost, and named."""
+    with t.steps.step("drain"):
+        if t.source in t.conns:
+            try:
+                drain.token(t, within_s=TOKEN_S)
+                t.note(f"a token came through from {t.source}: nothing is lost")
+                return
+            except Aborted as error:
+                t.note(f"{t.source} answers, but its stream does not come through: {error.cause}")
+        last = _last_epoch(t)
+        _applied(t, last)
+    t.note(
+        f"everything that committed on {t.source} up to {format_lsn(last.end_lsn)}"
+        f" ({rfc3339(from_epoch_seconds(last.committed_at))}) is on {t.to}; what came later is lost"
+    )
+
+
+def _last_epoch(t: Turning) -> Epoch:
+    with FlowTopics(t.spec, t.direction) as topics:
+        found = topics.last_epoch(epochs_topic(t.spec.kafka.topic_prefix, t.migration, t.direction))
+    if found is None:
+        raise Refused(f"Kafka holds no epoch of the {t.direction} stream: nothing says what is on {t.to}")
+    return found
+
+
+def _applied(t: Turning, last: Epoch) -> None:
+    """Until the applier has reached `last`. Errors: Aborted when it stands still."""
+    conn = t.conns[t.to]
+    moved_at, before = time.monotonic(), -1
+    while True:
+        checkpoint = control.checkpoint(conn, t.migration, t.direction)
+        now = -1 if checkpoint is None else checkpoint.epoch
+        if now >= last.epoch:
+            return
+        if now != before:
+            moved_at, before = time.monotonic(), now
+            t.say(f"{last.epoch - now} epochs to apply")
+        if t.stop.is_set() or time.monotonic() - moved_at > PATIENCE_S:
+            raise Aborted(
+                f"{t.direction} apply stands at epoch {now}, and Kafka has {last.epoch}",
+                hint=f"see that it runs: {t.command} run apply --direction {t.direction}; then {t.again}",
+            )
+        time.sleep(POLL_S)
+
+
+def _open(t: Turning) -> None:
+    conn = t.conns[t.to]
+    if waiting := drain.unfinished(conn, t):
+        for clause in waiting:
+            t.note(f"gone over: {clause}")
+    with t.steps.step("open"), translated(f"opening {t.to}"), conn.transaction():
+        turns.rows_locked(conn, t.migration, t.to)
+        turns.open_(conn, t.migration, t.to, t.turn)
+        if t.to is Side.NEW:
+            history.force(t, conn)
+    t.closed = True
+
+
+def _after(t: Turning) -> None:
+    """The phase and the route where they can be written; hooks; the record."""
+    t.closed = True
+    try:
+        if t.to is Side.OLD and Side.NEW in t.conns:
+            new = t.conns[Side.NEW]
+            with translated("moving the phase"), new.transaction():
+                history.force(t, new)
+        if t.source in t.conns:
+            turns.tell(t.conns[t.source], t.migration, t.to, t.turn)
+    except SlackwaterError as error:
+        t.note(f"{t.to} is open; {t.source} does not know it yet: {error.cause}")
+    hooks.after(t)
+    conn = _home(t)
+    detail: dict[str, Any] = {"turn": t.turn, "from": t.source.value, "to": t.to.value, "notes": t.notes}
+    journal.append(conn, t.migration, actor=t.actor(conn), step="failover", outcome="done", detail=detail)
+
+
+def _look(t: Turning, outcome: Outcome) -> None:
+    """Who writes now, as far as it can be seen; an isolated side counts as closed, by the operator's word."""
+    found: dict[Side, Turn] = {}
+    try:
+        for side, conn in t.conns.items():
+            row = control.turn(conn, t.migration, side)
+            if row is not None:
+                found[side] = row
+    except SlackwaterError as error:
+        outcome.notes.append(error.cause)
+    outcome.writes = writes(found) if t.to in found else None
+    outcome.turn = max((row.open_turn for row in found.values()), default=None)
+    outcome.next = f"{t.command} status" if outcome.result in ("done", "already") else t.again
