@@ -17,6 +17,8 @@ from tests.fixtures.ledger import Ledger, writing
 from tests.fixtures.preparing import Shop
 from tests.fixtures.running import Program, started_with
 
+# What a turn does not rest on, and would take minutes to wait for.
+GATES = "\ncutover: {attempts: 3, max_pause_s: 20, gates: {verification: off, roundtrip: off, canary_age: off}}\n"
 CLOSED = psycopg.errors.ReadOnlySqlTransaction
 
 
@@ -24,7 +26,7 @@ CLOSED = psycopg.errors.ReadOnlySqlTransaction
 def program(shop: Shop, tmp_path: Path) -> Iterator[Program]:
     """The shop, streaming forward; what `arm` would prove is taken for granted."""
     env = {"OLD_DSN": shop.old, "NEW_DSN": shop.new, "KAFKA": shop.bootstrap}
-    with started_with(tmp_path, shop.text, env) as program:
+    with started_with(tmp_path, shop.text + GATES, env) as program:
         program("prepare", "--yes")
         program.start("run")
         program("wait", "--for", "phase=streaming", "--timeout", "60")
@@ -55,7 +57,7 @@ def test_a_cutover_moves_the_writes_and_loses_none(program: Program, shop: Shop)
     ledger = Ledger(dsns={"old": shop.old, "new": shop.new}, migration=shop.migration, write=insert, writers=4)
     with writing(ledger):
         time.sleep(1)
-        done = turned(program, "cutover", "--max-pause", "20", "--as", "tonight")
+        done = turned(program, "cutover", "--as", "tonight")
         time.sleep(1)
     assert (done["result"], done["writes"], done["turn"], done["error"]) == ("done", "new", 1, None)
     assert [s["step"] for s in done["steps"]] == [
@@ -96,7 +98,6 @@ def test_a_dry_run_changes_nothing(program: Program, shop: Shop) -> None:
 
 
 def test_a_transaction_that_does_not_end_is_named_and_nobody_fails(program: Program, shop: Shop) -> None:
-    program.file.write_text(program.file.read_text() + "\ncutover: {attempts: 3}\n")
     ledger = Ledger(dsns={"old": shop.old, "new": shop.new}, migration=shop.migration, write=insert)
     with psycopg.connect(shop.old, application_name="nightly") as stuck, writing(ledger):
         stuck.execute("update shop.profiles set bio = 'forever' where user_id = 1")
@@ -108,7 +109,7 @@ def test_a_transaction_that_does_not_end_is_named_and_nobody_fails(program: Prog
     assert not ledger.errors
     assert ledger.slowest_s < 3
     assert program.status()["phase"] == "armed"
-    assert turned(program, "cutover", "--max-pause", "20")["result"] == "done"
+    assert turned(program, "cutover")["result"] == "done"
 
 
 def test_a_prepared_transaction_is_refused_by_name(program: Program, shop: Shop) -> None:
@@ -122,14 +123,14 @@ def test_a_prepared_transaction_is_refused_by_name(program: Program, shop: Shop)
     assert any("'month end'" in r and "customers" in r for r in told["reasons"])
     with psycopg.connect(shop.old, autocommit=True) as conn:
         conn.execute("commit prepared 'month end'")
-    assert turned(program, "cutover", "--max-pause", "20")["result"] == "done"
+    assert turned(program, "cutover")["result"] == "done"
     assert (9,) in shop.on_new("select id from app.customer")
 
 
 def test_two_operators_at_once(program: Program, shop: Shop) -> None:
     program.env["SLACKWATER_FAILPOINTS"] = "turn.after_gates=sleep:4"
     answers: list[dict[str, Any]] = []
-    first = threading.Thread(target=lambda: answers.append(turned(program, "cutover", "--max-pause", "20")))
+    first = threading.Thread(target=lambda: answers.append(turned(program, "cutover")))
     first.start()
     time.sleep(3)
     said = program("cutover", "--yes", code=3)
