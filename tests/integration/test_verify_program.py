@@ -149,3 +149,33 @@ def test_paused_and_continuous(program: Program, shop: Shop) -> None:
     assert "slackwater_verify_rows_total" in program.get("verify", "/metrics")[1]
     role.send_signal(signal.SIGTERM)
     assert role.wait(20) == 0
+
+
+def killed(program: Program, failpoint: str, *arguments: str) -> None:
+    """A verify that dies at a failpoint, with SIGKILL."""
+    done = subprocess.run(
+        [COMMAND, "-c", str(program.file), "verify", *arguments],
+        capture_output=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | program.env | {"SLACKWATER_FAILPOINTS": f"{failpoint}=kill"},
+    )
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_a_kill_leaves_no_verdict_and_no_half_of_a_repair(program: Program, shop: Shop) -> None:
+    killed(program, "verify.before_record", "--table", "customer")
+    assert program.status()["verification"]["forward"]["state"] in ("pending", "running")
+    assert verify(program, code=0)["state"] == "clean"
+
+    behind_its_back(shop, "delete from app.customer where id = 2; update app.account set bio = 'x' where id = 1")
+    verify(program, code=3)
+    killed(program, "verify.before_record", "--table", "customer")
+    assert program.status()["verification"]["forward"]["state"] == "mismatched"  # as long as nothing says otherwise
+
+    killed(program, "verify.mid_repair", "--repair", "--yes")
+    assert program.status()["verification"]["forward"]["state"] == "mismatched"
+    assert shop.on_new("select count(*) from slackwater.reread") == [(0,)]
+    assert verify(program, "--repair", "--yes", code=3)["state"] == "repaired"
+    assert verify(program, code=0)["state"] == "clean"
+    assert shop.on_new("select bio from app.account where id = 1") == [("maths",)]
