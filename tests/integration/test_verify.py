@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -134,6 +136,41 @@ def test_every_corruption_is_found(loaded: Filling) -> None:
         assert verdict(loaded).state is Verdict.CLEAN
 
 
+ANOTHER = {
+    "text": "coalesce({c}, '') || '!'",
+    "numeric": "coalesce({c}, 0) + 1",
+    "real": "{c} + 1",
+    "timestamp with time zone": "{c} + interval '1 second'",
+    "bpchar": "'other'",
+    '"bit"': "~{c}",
+    "app.level": "case {c} when 'low' then 'high'::app.level else 'low' end",
+}
+
+
+def test_every_expression_changed_on_the_target_side_only_is_found(loaded: Filling) -> None:
+    """As if the engine computed one column of one mapping otherwise than its SELECT says."""
+    with loaded.streaming():
+        for mapping in loaded.plan.mappings:
+            table = loaded.plan.targets[mapping.target]
+            for name in [c for c in mapping.columns if c not in mapping.key and mapping.key]:
+                wrong = ANOTHER[table.column(name).type].format(c=name)
+                key = mapping.key[-1]
+                three = f"{key}::text in (select min({key}::text) from app.{table.name} group by length({key}::text))"
+                corrupt(loaded, f"create table public.was as select * from app.{table.name}")
+                corrupt(loaded, f"update app.{table.name} set {name} = {wrong} where {three}")
+                mismatches = found(swept(loaded, only=[table.name]))[table.name]
+                assert {(kind, columns) for kind, _, columns in mismatches} == {("different", (name,))}
+                assert len(mismatches) == loaded.one(
+                    f"select count(*) from app.{table.name} where {three}", on="new"
+                )  # fmt: skip
+                corrupt(
+                    loaded,
+                    f"delete from app.{table.name}",
+                    f"insert into app.{table.name} select * from public.was",
+                    "drop table public.was",
+                )
+
+
 def test_values_swapped_between_rows(loaded: Filling) -> None:
     swap = "update app.customer a set name = b.name from app.customer b where (a.id, b.id) in ((10, 20), (20, 10))"
     corrupt(loaded, swap)
@@ -176,6 +213,17 @@ def churn(dsn: str, seed: int, stop: threading.Event) -> None:
                     conn.execute("update customers set nm = case nm when 'a' then 'b' else 'a' end where id = %s", (i,))
                 case _:
                     conn.execute("update customers set email = %s where id = 2", (f"E{chance.random()}",))
+
+
+@pytest.mark.soak
+def test_hot_rows_are_no_mismatches_for_ten_minutes(loaded: Filling) -> None:
+    dsn, until = loaded.databases.old, time.monotonic() + 600
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(loaded.streaming())
+        for seed in range(4):
+            stack.enter_context(background(lambda stop, seed=seed: churn(dsn, seed % 2, stop)))  # type: ignore[misc]
+        while time.monotonic() < until:
+            assert found(swept(loaded)) == {}
 
 
 def test_hot_rows_are_no_mismatches(loaded: Filling) -> None:
