@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-pytest.register_assert_rewrite("tests.fixtures.tape")
+pytest.register_assert_rewrite("tests.fixtures.oracle", "tests.fixtures.tape")
 pytest_plugins = [
     "tests.fixtures.names",
     "tests.fixtures.services",
