@@ -257,6 +257,7 @@ def verify_task(spec: Spec, document: Prepared, plan: Plan, ask: Sides) -> Verif
         system_id=flow.system_id,
         timeline=flow.timeline,
         workers=spec.verify.workers,
+        accepted=tuple(spec.roundtrip.accept) if plan.direction.target is Side.OLD else (),
     )
 
 

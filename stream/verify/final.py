@@ -7,7 +7,7 @@ is a mismatch, and nothing has to be judged. What there was no time for is said,
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -71,20 +71,29 @@ def pieces(target: Connection, plan: Plan) -> list[Piece]:
 
 
 def compare_now(
-    source: Connection, target: Connection, plan: Plan, wanted: Sequence[Piece] | None = None, *, deadline_s: float
+    source: Connection,
+    target: Connection,
+    plan: Plan,
+    wanted: Sequence[Piece] | None = None,
+    *,
+    deadline_s: float,
+    accepted: Collection[str] = (),
 ) -> Final:
     """Compare pieces over the sessions given, each in one statement a side, until `time.monotonic()` is `deadline_s`.
 
-    The sessions may be inside transactions of the caller's (the hold); a cause is recorded instead of raised, and what
-    it kept from being compared stands under `left`.
+    The sessions are in autocommit, and not the one that holds the locks: a statement that would outlast the deadline is
+    cancelled. A cause is recorded instead of raised, and what it kept from being compared stands under `left`.
     """
     todo = list(pieces(target, plan) if wanted is None else wanted)
-    named = {v.name: v for v in _views(source, target, plan)}
+    named = {v.name: v for v in _views(source, target, plan, accepted)}
     differing: list[Piece] = []
     causes: list[str] = []
     compared = rows = 0
-    while todo and time.monotonic() < deadline_s:
+    late: list[Piece] = []
+    while todo and (left_s := deadline_s - time.monotonic()) > 0:
         piece = todo.pop(0)
+        for conn in (source, target):
+            _limit(conn, left_s)
         view = named[piece.load]
         chunk = piece.chunk if view.space is not None else Chunk(number=0, kind=Kind.WHOLE)
         try:
@@ -92,16 +101,24 @@ def compare_now(
             theirs = _digest(target, digest.whole(view.target(target, chunk), view.how), view.name)
         except SlackwaterError as error:
             causes.append(f"{view.name}: {error.cause}")
-            todo.insert(0, piece)
-            break
+            late.append(piece)
+            continue
         compared += 1
         rows += max(int(mine[0]), int(theirs[0]))
         if mine != theirs:
             differing.append(piece)
+    for conn in (source, target):
+        _limit(conn, 0)
+    todo = late + todo
     return Final(compared=compared, rows=rows, differing=tuple(differing), left=tuple(todo), causes=tuple(causes))
 
 
-def _views(source: Connection, target: Connection, plan: Plan) -> list[View]:
+def _limit(conn: Connection, seconds: float) -> None:
+    with translated("setting a time limit"):
+        conn.execute(f"set statement_timeout = {int(seconds * 1000)}".encode())
+
+
+def _views(source: Connection, target: Connection, plan: Plan, accepted: Collection[str]) -> list[View]:
     sources, targets = catalog.tables(source, plan.source_schema), catalog.tables(target, plan.target_schema)
     return views(
         plan,
@@ -110,6 +127,7 @@ def _views(source: Connection, target: Connection, plan: Plan) -> list[View]:
         how=_hash(source, target),
         sources={n: sources.get(n, t) for n, t in plan.sources.items()},
         targets={n: targets.get(n, t) for n, t in plan.targets.items()},
+        accepted=accepted,
     )
 
 

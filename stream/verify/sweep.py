@@ -20,6 +20,7 @@ from connectors.postgres import catalog
 from connectors.postgres.ranges import Chunk, Kind
 from connectors.postgres.session import Connection, connect, translated
 from connectors.postgres.sight import Sight, bases
+from connectors.postgres.target import canonical
 from schemas import digest
 from schemas.digest import Hash
 from schemas.direction import Direction
@@ -31,7 +32,7 @@ from stream.verification import Store, Verdict
 from stream.verify.compare import Compared, Pair, agreed_hash, compare
 from stream.verify.course import Course
 from stream.verify.judging import Applied, Found, Judge, Stopped, TooMany
-from stream.verify.views import View, views
+from stream.verify.views import View, bare, owners, restricts, views
 from stream.verify.witness import Witness
 
 log = logging.getLogger("slackwater.verify")
@@ -60,6 +61,7 @@ class Task:
     timeline: int
     workers: int
     standing: Callable[[], str | None] | None = None
+    accepted: tuple[str, ...] = ()  # target columns (table.column) whose loss was accepted
 
 
 @dataclass(slots=True, kw_only=True)
@@ -192,6 +194,7 @@ class Sweep:
             sources=sized_sources,
             targets=sized_targets,
             only=self._only,
+            accepted=task.accepted,
         )
         for view in found:
             began, listed, total = self._store.begin(view.name, task.fingerprint, resume=self._resume)
@@ -321,9 +324,25 @@ class Sweep:
 
     def _judged(self, judge: Judge, view: View, compared: Compared) -> tuple[list[Found], bool]:
         try:
-            return judge.judge(view, compared.suspects), False
+            return self._not_waived(view, judge.judge(view, compared.suspects)), False
         except TooMany as error:
             return error.found, True
+
+    def _not_waived(self, view: View, found: list[Found]) -> list[Found]:
+        """Without rows that the target refused and an operator gave up: those stay listed in quarantine."""
+        by = restricts(view)
+        if not found or by is None or not view.mapping.row_local:
+            return found
+        with self._lock, translated("reading the quarantine"):
+            rows = self._store.conn.execute(
+                "select key from slackwater.quarantine where migration = %s and direction = %s and load = %s"
+                " and state = 'waived'",
+                (self._task.plan.migration, self._task.plan.direction.value, view.name),
+            ).fetchall()
+        waived = {canonical(row[0]) for row in rows}
+        table = view.sources[0]
+        names = [bare(e, table) or "" for e in by[table.name]]
+        return [f for f in found if canonical(dict(zip(names, owners(view, [f.key])[0], strict=True))) not in waived]
 
     def _smaller(self, tally: Tally, chunk: Chunk, error: SlackwaterError, pair: Pair) -> bool:
         """A range that took too long is compared in two parts, if it can be cut."""

@@ -6,9 +6,9 @@ integer key are open at both ends, buckets are all of them, and nothing is left 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from collections.abc import Mapping as Map
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from connectors.postgres.ranges import Chunk, KeySpace, Kind, chunk_key, relation
 from connectors.postgres.session import Connection
@@ -91,11 +91,15 @@ def views(
     sources: Map[str, Table],
     targets: Map[str, Table],
     only: Sequence[str] = (),
+    accepted: Collection[str] = (),
 ) -> list[View]:
-    """A view of each mapping, or of those to `only` some targets. `sources` and `targets` carry today's sizes."""
+    """A view of each mapping, or of those to `only` some targets. `sources` and `targets` carry today's sizes.
+
+    `accepted` are target columns (`table.column`) whose loss was read and accepted: they are not compared.
+    """
     return [
         View(
-            mapping=m,
+            mapping=_compared(m, accepted),
             table=targets.get(m.target, plan.targets[m.target]),
             sources=tuple(sources.get(s, plan.sources[s]) for s in m.sources),
             bases=bases,
@@ -105,6 +109,11 @@ def views(
         for m in plan.mappings
         if not only or m.target in only
     ]
+
+
+def _compared(mapping: Mapping, accepted: Collection[str]) -> Mapping:
+    kept = [o for o in mapping.outputs if o.name in mapping.key or f"{mapping.target}.{o.name}" not in accepted]
+    return replace(mapping, outputs=tuple(kept))
 
 
 def _space(plan: Plan, source: Connection, mapping: Mapping) -> KeySpace | None:

@@ -13,12 +13,16 @@ import pytest
 from connectors.postgres import fence
 from connectors.postgres.session import connect
 from schemas.direction import Side
+from schemas.errors import Unavailable
 from stream.verification import Verdict
 from stream.verify import views
+from stream.verify.final import compare_now, pieces
+from stream.verify.judging import Stopped
+from stream.verify.sweep import Sweep
 from tests.fixtures.databases import Databases
 from tests.fixtures.filling import Filling, background
 from tests.fixtures.tape import MIGRATION
-from tests.fixtures.verifying import found, swept, verdict
+from tests.fixtures.verifying import found, swept, task, verdict
 
 OLD = """
 create table customers (id integer primary key, nm text, email text, amount text, score float8, at timestamptz);
@@ -239,3 +243,61 @@ def test_hot_rows_are_no_mismatches(loaded: Filling) -> None:
         corrupt(loaded, "update app.customer set name = 'wrong' where id in (400, 2999)")
         wrong = [("different", ("2999",), ("name",)), ("different", ("400",), ("name",))]
         assert found(swept(loaded)) == {"customer": wrong}
+
+
+def test_under_a_hold_every_chunk_is_compared_as_it_stands(loaded: Filling) -> None:
+    """What a turn asks at the last moment: the chunks written last first, and what there was no time for by name."""
+    loaded.advance()
+    with loaded.streaming():
+        swept(loaded)
+    corrupt(loaded, "update app.customer set name = 'late' where id = 2345")
+    names = [p.load for p in pieces(loaded.new, loaded.plan)]
+    assert set(names) == set(loaded.plan.targets)
+    assert names.count("customer") > 5
+    done = compare_now(loaded.old, loaded.new, loaded.plan, deadline_s=time.monotonic() + 60)
+    assert (done.left, done.causes, [p.load for p in done.differing]) == ((), (), ["customer"])
+    lower, upper = int(done.differing[0].chunk.lower or 0), int(done.differing[0].chunk.upper or 9999)
+    assert lower <= 2345 < upper
+    late = compare_now(loaded.old, loaded.new, loaded.plan, deadline_s=time.monotonic() - 1)
+    assert (late.compared, len(late.left)) == (0, len(names))
+
+
+def test_what_one_server_lacks_is_a_problem_of_its_table_alone(loaded: Filling) -> None:
+    loaded.new.execute("alter table app.customer rename column email to mail")
+    with loaded.streaming():
+        tallies = swept(loaded)
+        assert "email" in str(tallies["customer"].problem)
+        assert {name for name, t in tallies.items() if t.verdict is Verdict.CLEAN} == set(tallies) - {"customer"}
+        assert verdict(loaded).tables["customer"].state is Verdict.RUNNING
+        loaded.new.execute("alter table app.customer rename column mail to email")
+        assert found(swept(loaded)) == {}
+
+
+def test_a_stream_that_stands_still_gives_no_verdict(loaded: Filling) -> None:
+    corrupt(loaded, "update app.customer set name = 'wrong' where id = 5")
+    with pytest.raises(Unavailable, match="apply is dead"):
+        swept(loaded, standing=lambda: "apply is dead")
+    assert verdict(loaded).state is Verdict.PENDING
+
+
+def test_a_pass_goes_on_where_it_was_left(loaded: Filling, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after some chunks: the next pass compares the others, and has what the first one found."""
+    corrupt(loaded, "delete from app.customer where id = 1")
+    stop = threading.Event()
+    counted: list[int] = []
+
+    def count(rows: int) -> None:
+        counted.append(rows)
+        if len(counted) == 3:
+            stop.set()
+
+    with loaded.streaming():
+        first = Sweep(task(loaded, workers=1), throttle=None, only=["customer"], rows=count)
+        with pytest.raises(Stopped):
+            first.run(stop)
+        assert verdict(loaded).tables["customer"].state is Verdict.RUNNING
+        again: list[int] = []
+        second = Sweep(task(loaded, workers=1), throttle=None, only=["customer"], rows=again.append)
+        tallies = dict(second.run(threading.Event()))
+    assert sum(counted) + sum(again) == tallies["customer"].rows == 3000
+    assert [f.mismatch.key for f in tallies["customer"].found] == [{"id": "1"}]
