@@ -7,7 +7,7 @@ is a mismatch, and nothing has to be judged. What there was no time for is said,
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -70,22 +70,27 @@ def pieces(target: Connection, plan: Plan) -> list[Piece]:
     return found
 
 
-def compare_now(
-    source: Connection,
-    target: Connection,
-    plan: Plan,
-    wanted: Sequence[Piece] | None = None,
-    *,
-    deadline_s: float,
-    accepted: Collection[str] = (),
-) -> Final:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """What is asked, worked out before the hold: the pieces in their order, and each table's view."""
+
+    pieces: tuple[Piece, ...]
+    views: Mapping[str, View]
+
+
+def ready(source: Connection, target: Connection, plan: Plan, accepted: Collection[str] = ()) -> Ready:
+    """`accepted`: target columns (`table.column`) whose loss was accepted."""
+    found = _views(source, target, plan, accepted)
+    return Ready(pieces=tuple(pieces(target, plan)), views={v.name: v for v in found})
+
+
+def compare_now(source: Connection, target: Connection, what: Ready, *, deadline_s: float) -> Final:
     """Compare pieces over the sessions given, each in one statement a side, until `time.monotonic()` is `deadline_s`.
 
     The sessions are in autocommit, and not the one that holds the locks: a statement that would outlast the deadline is
     cancelled. A cause is recorded instead of raised, and what it kept from being compared stands under `left`.
     """
-    todo = list(pieces(target, plan) if wanted is None else wanted)
-    named = {v.name: v for v in _views(source, target, plan, accepted)}
+    todo = list(what.pieces)
     differing: list[Piece] = []
     causes: list[str] = []
     compared = rows = 0
@@ -94,7 +99,7 @@ def compare_now(
         piece = todo.pop(0)
         for conn in (source, target):
             _limit(conn, left_s)
-        view = named[piece.load]
+        view = what.views[piece.load]
         chunk = piece.chunk if view.space is not None else Chunk(number=0, kind=Kind.WHOLE)
         try:
             mine = _digest(source, digest.whole(view.source(source, chunk), view.how), view.name)

@@ -26,7 +26,7 @@ from stream.verify.sweep import Sweep, Tally, Task
 
 log = logging.getLogger("slackwater.verify")
 
-SHARE = 0.1  # of the time, where no rate is set
+SHARE = 0.02  # of the time, where no rate is set
 REST_S = 5.0  # between two passes, at least
 HEALTH_S = 5.0
 

@@ -16,7 +16,7 @@ from schemas.direction import Side
 from schemas.errors import Unavailable
 from stream.verification import Verdict
 from stream.verify import views
-from stream.verify.final import compare_now, pieces
+from stream.verify.final import compare_now, pieces, ready
 from stream.verify.judging import Stopped
 from stream.verify.sweep import Sweep
 from tests.fixtures.databases import Databases
@@ -254,11 +254,12 @@ def test_under_a_hold_every_chunk_is_compared_as_it_stands(loaded: Filling) -> N
     names = [p.load for p in pieces(loaded.new, loaded.plan)]
     assert set(names) == set(loaded.plan.targets)
     assert names.count("customer") > 5
-    done = compare_now(loaded.old, loaded.new, loaded.plan, deadline_s=time.monotonic() + 60)
+    what = ready(loaded.old, loaded.new, loaded.plan)
+    done = compare_now(loaded.old, loaded.new, what, deadline_s=time.monotonic() + 60)
     assert (done.left, done.causes, [p.load for p in done.differing]) == ((), (), ["customer"])
     lower, upper = int(done.differing[0].chunk.lower or 0), int(done.differing[0].chunk.upper or 9999)
     assert lower <= 2345 < upper
-    late = compare_now(loaded.old, loaded.new, loaded.plan, deadline_s=time.monotonic() - 1)
+    late = compare_now(loaded.old, loaded.new, what, deadline_s=time.monotonic() - 1)
     assert (late.compared, len(late.left)) == (0, len(names))
 
 

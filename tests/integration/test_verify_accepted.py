@@ -1,0 +1,40 @@
+"""What verification leaves out on purpose: rows that were waived, columns whose loss was accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fixtures.databases import Databases
+from tests.fixtures.filling import Filling
+from tests.fixtures.tape import MIGRATION
+from tests.fixtures.verifying import found, swept
+
+OLD = "create table t (id integer primary key, a text, b text); insert into t select i, 'a' || i, 'b' || i from generate_series(1, 50) i;"  # noqa: E501
+NEW = "create table t (id integer primary key, a text, b text);"
+
+
+@pytest.fixture
+def loaded(databases: Databases) -> Iterator[Filling]:
+    made = Filling(databases, OLD, NEW, "copy: [t]\n")
+    try:
+        with made.streaming(), made.backfill():
+            made.filled()
+        yield made
+    finally:
+        made.close()
+
+
+def test_waived_rows_and_accepted_losses(loaded: Filling) -> None:
+    loaded.new.execute("alter table app.t disable trigger all")
+    loaded.new.execute("delete from app.t where id in (7, 8); update app.t set b = 'lost' where id = 9")
+    for key, state in (("7", "waived"), ("8", "open")):
+        loaded.new.execute(
+            "insert into slackwater.quarantine (migration, direction, load, source, key, error, state)"
+            " values (%s, 'forward', 't', 't', jsonb_build_object('id', %s::text), 'x', %s)",
+            (MIGRATION, key, state),
+        )
+    with loaded.streaming():
+        assert found(swept(loaded)) == {"t": [("different", ("9",), ("b",)), ("missing", ("8",), ())]}
+        assert found(swept(loaded, accepted=("t.b",))) == {"t": [("missing", ("8",), ())]}
