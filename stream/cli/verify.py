@@ -74,12 +74,15 @@ def verify(
         stop = _stoppable()
         if not guard(target, plan, stop, patience_s=WAIT_S):
             raise typer.Exit(exits.INTERRUPTED)
+        began = time.monotonic()
         tallies = _compare(spec, document, plan, new, table or [], stop, resume=not fresh)
+        seconds = time.monotonic() - began
         asked = _repair(spec, plan, new, target, tallies, stop) if repair else None
         found = latest(target, spec.migration, direction, fingerprint=document.fingerprint, targets=names)
     follows = _next(spec, found, tallies, repair=repair)
     context.show(
-        _document(spec, direction, found, tallies, asked, follows, values=show_values),
+        _document(spec, direction, found, tallies, asked, follows, values=show_values)
+        | {"seconds": round(seconds, 3), "next": follows},
         lambda: _screen(found, tallies, follows, values=show_values),
     )
     if any(t.total for t in tallies.values()):

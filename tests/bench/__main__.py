@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.bench import figures
+from tests.bench import figures, verifying
 from tests.bench.rig import ROLES, Rig, rig
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -32,6 +32,7 @@ GOALS: dict[str, tuple[float | None, float | None]] = {
     "capture, part of draining": (0.5, None),
     "apply rows/s": (60_000, None),
     "backfill, part of COPY | COPY": (0.7, None),
+    "verification, part of sum(hashtext)": (0.6, None),
     "commit to visible p50 ms": (None, 60),
     "commit to visible p99 ms": (None, 250),
     "twenty tables, times the cost of one": (None, 2.0),
@@ -60,6 +61,9 @@ def round_of(bench: Rig, size: figures.Size, turn: int) -> dict[str, float]:
     bench.until(
         lambda: bench.one(bench.new, "select phase = 'streaming' from slackwater.migration"), "phase streaming", 60
     )
+    since = time.monotonic()
+    found |= verifying.verification(bench)
+    took("verification", since)
     backlog = figures.Backlog(bench, size)
     measures: tuple[tuple[str, Callable[[], dict[str, float]]], ...] = (
         ("end to end", lambda: figures.end_to_end(bench, backlog)),
