@@ -154,11 +154,7 @@ class EpochWriter:
         if size > self._limits.get(topic, 0):
             self._limits[topic] = self._topics.max_message_bytes(topic)
         if size > self._limits[topic]:
-            raise Halt(
-                f"a row of {size:,} bytes does not fit into topic {topic}, which takes {self._limits[topic]:,}",
-                hint=f"raise max.message.bytes of the topic above {size:,}, and socket.request.max.bytes of the brokers"
-                " above that; the slot holds everything meanwhile",
-            )
+            raise too_large(topic, size, self._limits[topic], self._topics.broker_facts().socket_request_max_bytes)
 
     def _flush(self, producer: Producer) -> None:
         """Wait until every row is acknowledged or has failed; librdkafka fails each after `message.timeout.ms`."""
@@ -197,6 +193,19 @@ class EpochWriter:
         except KafkaException as error:
             self.problem = f"aborting a Kafka transaction: {error.args[0].str()}"
         producer.flush(0)
+
+
+def too_large(topic: str, size: int, limit: int, request_limit: int | None) -> Halt:
+    """A row above its topic's limit. `request_limit`: what the brokers take at once, None where they do not say."""
+    room = size + size // 8
+    hint = (
+        f"kafka-configs.sh --alter --entity-type topics --entity-name {topic} --add-config max.message.bytes={room},"
+        " then restart capture; the slot holds everything meanwhile"
+    )
+    if request_limit is None or request_limit <= room:
+        known = "" if request_limit is None else f", which is {request_limit:,} now"
+        hint = f"set socket.request.max.bytes of every broker above {room:,}{known}, and restart them; then {hint}"
+    return Halt(f"a row of {size:,} bytes does not fit into topic {topic}, which takes {limit:,}", hint=hint)
 
 
 def _noting(offsets: list[int], failed: list[KafkaError]) -> Callable[[KafkaError | None, Any], None]:

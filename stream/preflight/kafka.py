@@ -85,7 +85,7 @@ def _brokers(spec: Spec, facts: BrokerFacts, found: Findings) -> None:
     if facts.socket_request_max_bytes is not None and facts.socket_request_max_bytes <= MAX_MESSAGE_BYTES:
         found.warning(
             "socket_request_max_bytes",
-            f"socket.request.max.bytes is {facts.socket_request_max_bytes:,}: larger rows would not be taken",
-            f"raise it above {MAX_MESSAGE_BYTES:,}",
+            f"socket.request.max.bytes is {facts.socket_request_max_bytes:,}: a larger row would halt capture",
+            f"raise it above {MAX_MESSAGE_BYTES:,} on every broker, and restart them",
             "kafka",
         )
