@@ -77,9 +77,10 @@ def of_row(draft: Draft, shape: Shape, source: Table, key: tuple[str, ...]) -> O
     if not _identifies(shape, source, [outputs[k] for k in owner]):
         draft.refuse(
             f"two rows of {source.name} could write one row of {draft.target}: the key ({', '.join(key)}) does not hold"
-            f" {source.name}'s primary key ({', '.join(source.key)})",
+            f" {source.name}'s primary key ({', '.join(source.key)}), nor the columns of another unique index of it",
             f"add {', '.join(source.key)} to the key of {draft.target}; or, where many {draft.here} rows become one,"
-            " say how: `group by` the key",
+            f" say how: `group by` the key; or, where the key does tell them apart, let {draft.here} say so: a unique"
+            " index over NOT NULL columns",
         )
         return None
     if shape.many and not any(outputs[k].many for k in key) and _surely_many(shape):
@@ -171,7 +172,7 @@ def _identifies(shape: Shape, source: Table, owner: list[Item]) -> bool:
             origin = _injective(item.node, base.items)
             if origin is not None:
                 told.add(origin[1])
-    return set(source.key) <= told
+    return any(set(unique) <= told for unique in (source.key, *source.uniques))
 
 
 _INTEGERS = {"SMALLINT", "INT", "BIGINT", "DECIMAL"}

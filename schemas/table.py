@@ -37,6 +37,8 @@ class Table:
     `key` is the primary key's columns in key order, empty where there is none.
     `identity_columns` are what an UPDATE or DELETE sends of the old row: the primary key (DEFAULT), an index's
     columns (INDEX), every column (FULL), nothing (NOTHING, or DEFAULT without a primary key).
+    `uniques` are the columns of each unique index that tells any two rows apart at every moment, as the primary key
+    does: valid, immediate, over all rows, of NOT NULL columns alone.
     """
 
     schema: str
@@ -49,6 +51,7 @@ class Table:
     oid: int = 0
     rows_estimate: int = 0
     bytes_estimate: int = 0
+    uniques: tuple[tuple[str, ...], ...] = ()
 
     @property
     def column_names(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from schemas.epoch import Epoch
 from schemas.errors import SchemaChanged, SlackwaterError, SlotLost, StreamGap
 from schemas.plan import Plan
 from schemas.position import format_lsn
+from stream import naming
 from stream.assembly import Assembly, Draft
 from stream.heartbeat import Heartbeat
 from stream.metrics import Metrics
@@ -86,6 +87,7 @@ class Capture:
         ):
             observer.slot(task.slot)
             memberships = observer.check_publication(task.publication, task.plan.published)
+            naming.check(task.plan, observer)
             stream.start()  # from here on nobody else has the slot
             publisher = Publisher(
                 task.writer,
@@ -289,6 +291,7 @@ class Reader:
             self._announced = self._relations.announced
             self._watch.look()
             memberships = self._observer.check_publication(self._task.publication, self._task.plan.published)
+            naming.check(self._task.plan, self._observer)
             compare_memberships(self._memberships, memberships, self._task.publication)
             self._memberships = memberships
 

@@ -207,7 +207,9 @@ def _shape(prepared: Prepared) -> Prepared:
     """The document without what roles do not go by: tables outside the migration, and the planner's estimates."""
 
     def still(tables: dict[str, Table], names: Iterable[str]) -> dict[str, Table]:
-        return {n: replace(tables[n], rows_estimate=0, bytes_estimate=0) for n in sorted(names) if n in tables}
+        return {
+            n: replace(tables[n], rows_estimate=0, bytes_estimate=0, uniques=()) for n in sorted(names) if n in tables
+        }
 
     flow = prepared.forward
     return replace(prepared, old=still(prepared.old, flow.streamed), new=still(prepared.new, flow.mappings))

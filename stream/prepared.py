@@ -192,6 +192,7 @@ def _table(doc: Map[str, Any]) -> Table:
         **{
             **doc,
             "columns": tuple(Column(**column) for column in doc["columns"]),
+            "uniques": tuple(tuple(columns) for columns in doc.get("uniques", ())),
             "key": tuple(doc["key"]),
             "identity": Identity(doc["identity"]),
             "identity_columns": tuple(doc["identity_columns"]),

@@ -12,6 +12,18 @@ from typing import Any
 from connectors.postgres.session import Connection, translated
 from schemas.table import Column, Identity, Table
 
+# The columns of each index of table `c` that tells any two of its rows apart at every moment, the primary key's aside.
+UNIQUES = """
+       coalesce((select json_agg(u.columns order by u.columns::text) from (
+         select json_agg(a.attname order by k.ord) as columns
+           from pg_catalog.pg_index i,
+                pg_catalog.unnest(i.indkey) with ordinality k(attnum, ord)
+                join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum and a.attnotnull
+          where i.indrelid = c.oid and i.indisunique and i.indisvalid and i.indimmediate and not i.indisprimary
+            and i.indpred is null and i.indexprs is null and k.ord <= i.indnkeyatts
+          group by i.indexrelid, i.indnkeyatts having count(*) = i.indnkeyatts) u), '[]')
+"""
+
 # Ordinary tables (also inheritance children: those hold rows of their own) and partitioned roots. For a partitioned
 # root, the estimates are its leaves' sums: its own are zero.
 _TABLES = """
@@ -34,11 +46,21 @@ select c.oid::bigint, c.relname, c.relkind = 'p', c.relreplident,
        case when c.relkind = 'p'
             then (select coalesce(sum(pg_catalog.pg_table_size(t.relid)), 0)
                     from pg_catalog.pg_partition_tree(c.oid) t where t.isleaf)
-            else pg_catalog.pg_table_size(c.oid) end::bigint
+            else pg_catalog.pg_table_size(c.oid) end::bigint,
+       /* uniques */
   from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
  where n.nspname = %s and c.relkind in ('r', 'p') and not c.relispartition
  order by c.relname
-"""
+""".replace("/* uniques */", UNIQUES)
+
+_UNIQUES_OF = """
+select coalesce((select json_agg(a.attname)
+                   from pg_catalog.pg_index i, pg_catalog.unnest(i.indkey) with ordinality k(n, o)
+                   join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = k.n
+                  where i.indrelid = c.oid and i.indisprimary and k.o <= i.indnkeyatts), '[]'),
+       /* uniques */
+  from pg_catalog.pg_class c where c.oid = %s::oid
+""".replace("/* uniques */", UNIQUES)
 
 _COLUMNS = """
 select a.attrelid::bigint, a.attname, a.atttypid::bigint, pg_catalog.format_type(a.atttypid, -1),
@@ -82,7 +104,7 @@ def _column(row: list[Any]) -> Column:
 
 
 def _table(schema: str, row: tuple[Any, ...], columns: tuple[Column, ...]) -> Table:
-    oid, name, partitioned, letter, key, by_index, rows, size = row
+    oid, name, partitioned, letter, key, by_index, rows, size, uniques = row
     identity = Identity(letter)
     sent: tuple[str, ...]
     match identity:
@@ -105,6 +127,7 @@ def _table(schema: str, row: tuple[Any, ...], columns: tuple[Column, ...]) -> Ta
         oid=oid,
         rows_estimate=rows,
         bytes_estimate=size,
+        uniques=tuple(tuple(columns) for columns in uniques),
     )
 
 
@@ -181,6 +204,13 @@ def partitions(conn: Connection, table: Table) -> list[tuple[str, str]]:
             (table.oid, table.oid),
         ).fetchall()
     return [(str(schema), str(name)) for schema, name in rows]
+
+
+def uniques(conn: Connection, table: Table) -> list[frozenset[str]]:
+    """What tells any two of the table's rows apart now: its primary key's columns, and `Table.uniques`."""
+    with translated(f"cannot read the unique indexes of {table.schema}.{table.name}"):
+        row: Any = conn.execute(_UNIQUES_OF, (table.oid,)).fetchone()
+    return [] if row is None else [frozenset(columns) for columns in (row[0], *row[1]) if columns]
 
 
 def identities(conn: Connection, relations: list[tuple[str, str]]) -> list[tuple[str, str, str, str | None]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from connectors.postgres import canary, session, truncation
+from connectors.postgres import canary, catalog, session, truncation
 from connectors.postgres.replication import REBUILD
 from connectors.postgres.session import translated
 from schemas import control
@@ -168,6 +168,10 @@ class Observer:
                 rows: list[Any] = self._conn.execute(_PARTITIONS, (table.oid, table.oid)).fetchall()
             found |= {f"{table.name}/{leaf}": int(oid) if born else -int(oid) for leaf, oid, born in rows}
         return found
+
+    def uniques(self, table: Table) -> list[frozenset[str]]:
+        """The sets of columns each of which tells any two rows of the table apart."""
+        return catalog.uniques(self._conn, table)
 
     def unwatched(self, migration: str, tables: Iterable[Table]) -> list[truncation.Leaf]:
         """Partitions whose TRUNCATE nobody would hear of."""

@@ -82,10 +82,12 @@ def stages(conn: Connection, plan: Plan) -> dict[str, Stage]:
         key = mirror_key(table)
         read = set(key)
         watched = set(key)
+        naming: set[str] = set()
         for mapping in plan.reading(name):
             read.update(mapping.reads.get(name, ()))
             if name in mapping.feeds:
                 watched |= mapping.feeds[name].columns
+                naming |= mapping.feeds[name].columns - set(key) if mapping.row_local else set()
         if name in plan.mirrors:
             read.update(c.name for c in table.columns if not c.generated)
         kept = [c for c in table.columns if c.name in read]
@@ -96,6 +98,7 @@ def stages(conn: Connection, plan: Plan) -> dict[str, Stage]:
             names=tuple(c.name for c in kept),
             types=tuple(spelled(conn, c.type) for c in kept),
             watched=frozenset(watched),
+            naming=frozenset(naming),
             mirrored=name in plan.mirrors,
             moves_alone=any(set(plan.targets[m.target].column_names) - set(m.columns) for m in plan.reading(name)),
         )

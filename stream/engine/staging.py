@@ -63,6 +63,7 @@ class Stage:
     types: tuple[str, ...]
     watched: frozenset[str]  # columns whose change moves a row to other owners
     mirrored: bool
+    naming: frozenset[str]  # columns beside the key that a row's own target row is named by
     moves_alone: bool  # a row whose key changed is a part of its own even when it lacks nothing
 
     @property
@@ -114,7 +115,7 @@ class Stage:
             after = row.after
             assert after is not None
             origin = row.origin
-            moved = origin is not None and origin != key
+            moved = origin is not None and (origin != key or (bool(self.naming) and self._renamed(row.before, after)))
             lacking = row.missing & wanted if row.missing else _WHOLE
             part = 0
             if lacking or moved:
@@ -159,6 +160,10 @@ class Stage:
 
     def _changed(self, before: Image, after: Image, lacking: frozenset[str]) -> bool:
         return any(before.get(c) != after.get(c) for c in self.watched if c not in lacking)
+
+    def _renamed(self, before: Image | None, after: Image) -> bool:
+        """Whether the row keeps its key, and yet its target row is another one."""
+        return before is not None and any(before.get(c) != after.get(c) for c in self.naming)
 
     def _image(self, before: Image | None, origin: Key, n: int, part: int) -> list[object]:
         image = dict(before) if before is not None else {}

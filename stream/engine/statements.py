@@ -77,6 +77,10 @@ class Load:
         """Whether a source row that is there may have fewer target rows than before."""
         return self.fans_out or bool(self.mapping.row_deps) or not self.mapping.row_local
 
+    def named_by(self, source: str) -> frozenset[str]:
+        """The source columns that say which target rows are a source row's own."""
+        return self.mapping.feeds[source].columns
+
     def values(self, alias: str = "q") -> str:
         """The SELECT's outputs, cast where a text output meets a target that is not text; never to a length."""
         return ", ".join(
