@@ -249,6 +249,8 @@ begin
 end $body$;
 """
 
+# What is done with the rights of whoever prepared.
+#
 # What makes a TRUNCATE of a single partition visible in the stream, and what gives a partition that trigger. `watch`
 # is for capture's role, which owns nothing: it does this one thing, with the rights of whoever prepared, and only to
 # partitions of what its own migration publishes. (An owner may do it beforehand: the publication comes after it.)
@@ -281,4 +283,21 @@ begin
 end $body$;
 
 revoke all on function slackwater.watch(text, text, oid) from public;
+
+-- For the roles that write rows, which may not end each other's sessions: one that holds their direction's lock, waits
+-- for its client and is ours.
+create or replace function slackwater.end_stalled(migration text, direction text, holder integer) returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $body$
+begin
+  return coalesce((
+    select pg_terminate_backend(a.pid) from pg_stat_activity a join pg_locks l on l.pid = a.pid and l.granted
+     where a.pid = holder and a.state = 'active' and a.wait_event in ('ClientRead', 'ClientWrite')
+       and a.application_name ~ '^slackwater ' and l.locktype = 'advisory' and l.objsubid = 1
+       and l.database = (select oid from pg_database where datname = current_database())
+       and (l.classid::bigint << 32 | l.objid::bigint)
+         = hashtextextended('slackwater.' || migration || '.' || direction, 0)
+     limit 1), false);
+end $body$;
+
+revoke all on function slackwater.end_stalled(text, text, integer) from public;
 """

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from connectors.failpoint import failpoint
 from connectors.postgres.control import Checkpoint
 from connectors.postgres.session import Connection, connect, translated
+from connectors.postgres.stalled import StalledHolders
 from connectors.postgres.target import Target
 from schemas.change import Change
 from schemas.control import CANARY, CANARY_TABLE
@@ -98,6 +99,7 @@ class Apply:
         conn = connect(self._dsn, application=f"slackwater apply {self._plan.migration}.{direction}", settings=SESSION)
         control = connect(self._dsn, application=f"slackwater apply {self._plan.migration}.{direction} control")
         feed: Feed | None = None
+        watch = StalledHolders(self._dsn, self._plan.migration, self._plan.direction)
         try:
             engine = Engine(conn, self._plan)
             target = Target(control, self._plan.migration, self._plan.direction)
@@ -112,7 +114,8 @@ class Apply:
                 quarantine_limit=self._limit,
                 more=lambda: feed.wait(stop),
             )
-            self._loop(stop, engine, target, batch, feed, checkpoint)
+            with watch:
+                self._loop(stop, engine, target, batch, feed, checkpoint)
         finally:
             if feed is not None:
                 feed.close()

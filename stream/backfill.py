@@ -18,6 +18,7 @@ from collections.abc import Callable
 from connectors.postgres.chunks import TooEarly
 from connectors.postgres.ranges import KeySpace
 from connectors.postgres.session import Connection, connect, translated
+from connectors.postgres.stalled import StalledHolders
 from schemas.control import MIRROR_SCHEMA, mirror_name
 from schemas.direction import Direction
 from schemas.errors import Contended, Halt, RowRejected, SlackwaterError
@@ -98,6 +99,7 @@ class Backfill:
                 return
             session = self._session()
             stack.callback(session.close)
+            stack.enter_context(StalledHolders(self._target_dsn, self._plan.migration, self._plan.direction))
             stack.callback(self._join)  # before any session is closed, and before the guard goes
             self._throttle = Throttle(
                 self._options, lag_s=self._lag_s, paused=lambda: self._paused(control), health=self._health(session)

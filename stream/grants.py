@@ -207,6 +207,7 @@ def _control(roles: Iterable[str], mirrors: Iterable[str] = ()) -> list[str]:
         body += [f"    grant {by_role[role]} on {SCHEMA}.{table} to {role};" for role in wanted if role in by_role]
     body += [f"    grant select, insert, update, delete on {m} to {APPLY}, {BACKFILL};" for m in mirrors]
     body += [f"    grant execute on function {SCHEMA}.watch(text, text, oid) to {CAPTURE};"]
+    body += [f"    grant execute on function {SCHEMA}.end_stalled(text, text, integer) to {APPLY}, {BACKFILL};"]
     return [
         "-- the control tables, which `prepare` makes: run this file again after it",
         "do $$",

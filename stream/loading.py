@@ -166,6 +166,7 @@ class Loader:
                     max_bytes=0 if whole else OVERSIZE * self._chunk_bytes(),
                     max_s=0.0 if whole else CHUNK_MAX_S,
                 )
+                failpoint("backfill.in_copy")
             failpoint("backfill.mid_chunk")
         return Read(rows, size, shown)
 

@@ -370,6 +370,7 @@ def uninstall(conn: Connection, name: str) -> bool:
     try:
         conn.execute(f"drop table {', '.join(f'slackwater.{table}' for table in CONTROL_TABLES)}".encode())
         conn.execute("drop function slackwater.refuse(), slackwater.truncated(), slackwater.watch(text, text, oid)")
+        conn.execute("drop function slackwater.end_stalled(text, text, integer)")
         conn.execute("drop schema if exists slackwater_mirror")
         conn.execute("drop schema slackwater")
     except errors.DependentObjectsStillExist as error:

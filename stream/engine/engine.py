@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from connectors.failpoint import failpoint
 from connectors.postgres import fence
 from connectors.postgres.session import Connection, translated
 from connectors.postgres.target import LoadState, Target, canonical, key_text
@@ -266,6 +267,7 @@ class Engine:
             with self.writing(load):
                 left_out = skip.get(load.name, ())
                 self._transform(load, staged[load.mapping.sources[0]], left_out, applied_lsn, swap=load.name in swap)
+        failpoint("apply.in_pipeline")
         for load in reversed(loads):
             with self.writing(load):
                 self._delete(load, staged[load.mapping.sources[0]], skip.get(load.name, ()))

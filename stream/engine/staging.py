@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from connectors.failpoint import failpoint
 from connectors.postgres.session import Connection
 from schemas.change import Image
 from schemas.names import quote
@@ -179,6 +180,7 @@ class Stage:
         ):
             for row in rows:
                 copy.write_row(row)
+            failpoint("apply.in_copy")
 
 
 _WHOLE: frozenset[str] = frozenset()

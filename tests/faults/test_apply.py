@@ -14,6 +14,8 @@ import psutil
 import pytest
 
 from connectors.failpoint import VARIABLE
+from connectors.postgres.stalled import StalledHolders
+from schemas.direction import Direction
 from tests.fixtures.preparing import NEW, Shop
 from tests.fixtures.running import Program, started_with
 from tests.fixtures.servers import private_postgres
@@ -67,6 +69,43 @@ def test_a_stopped_applier_wakes_after_its_successor_and_commits_nothing(shop: S
         assert names(shop)[2] == "Evi"
         [(double,)] = shop.on_new("select count(*) - count(distinct epoch) from slackwater.epoch")
         assert double == 0
+
+
+@pytest.mark.parametrize(
+    ("role", "place"), [("apply", "apply.in_copy"), ("apply", "apply.in_pipeline"), ("backfill", "backfill.in_copy")]
+)
+def test_a_process_stopped_while_the_server_waits_for_it_loses_its_session(
+    shop: Shop, tmp_path: Path, role: str, place: str
+) -> None:
+    """No timeout of PostgreSQL's ends a COPY, or a pipeline, whose client sleeps; the roles wait 60 s, the test 2."""
+    with migrated(shop, tmp_path) as program:
+        for process in program.background:
+            process.terminate()
+            process.wait(20)
+        program.start("run", "capture")
+        if role == "backfill":
+            for load in ("customer", "address"):
+                shop.on_new("update slackwater.load set state = 'pending' where name = %s", load)
+                shop.on_new("delete from slackwater.backfill_chunk where load = %s", load)
+        program.env[VARIABLE] = f"{place}=stop@1"
+        stopped = program.start("run", role)
+        del program.env[VARIABLE]
+        shop.on_old("insert into shop.customers select i, 'n' || i from generate_series(10, 1500) i")
+        frozen = psutil.Process(stopped.pid)
+        program.until(lambda: any(p.status() == psutil.STATUS_STOPPED for p in [frozen, *frozen.children()]))
+        asleep = [p for p in [frozen, *frozen.children()] if p.status() == psutil.STATUS_STOPPED]
+        program.start("run", "apply")
+        time.sleep(3)
+        assert len(names(shop)) == 2  # it waits for the lock
+        with StalledHolders(shop.new, shop.migration, Direction.FORWARD, stalled_s=2.0):
+            program.until(lambda: len(names(shop)) == 1493, within_s=20)
+        for process in asleep:
+            process.send_signal(signal.SIGCONT)
+        shop.on_old("update shop.customers set cust_nm = 'Eva' where id = 2")
+        program.until(lambda: names(shop)[1] == "Eva")
+        program.until(lambda: program.status()["phase"] == "streaming")
+        shop.on_old("delete from shop.customers where id > 1000")
+        program.until(lambda: len(names(shop)) == 993)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a file system of a given size takes root to mount")
