@@ -79,9 +79,9 @@ def test_a_process_stopped_while_the_server_waits_for_it_loses_its_session(
 ) -> None:
     """No timeout of PostgreSQL's ends a COPY, or a pipeline, whose client sleeps; the roles wait 60 s, the test 2."""
     with migrated(shop, tmp_path) as program:
-        for process in program.background:
-            process.terminate()
-            process.wait(20)
+        for running in program.background:
+            running.terminate()
+            running.wait(20)
         program.start("run", "capture")
         if role == "backfill":
             for load in ("customer", "address"):
