@@ -97,7 +97,8 @@ def test_over_the_pause_it_gives_up_and_nobody_is_refused(tide: Tide, tmp_path: 
         time.sleep(0.1)
         tide.program.until(lambda: b"S" in proc_state(interrupted.pid) and held_by_us(tide))
         interrupted.send_signal(signal.SIGINT)
-        assert interrupted.wait(30) == 4
+        interrupted.communicate(timeout=30)
+        assert interrupted.returncode == 4
         assert tide.open_sides() == ["old"]
 
         file = tide.program.file
