@@ -98,6 +98,9 @@ class Metrics:
         )
         self._gate = Gauge("slackwater_gate", "1 for the gate's current state", (*BOTH, "gate", "state"), registry=r)
         self._phase = Gauge("slackwater_phase", "1 for the current phase", (*BOTH, "phase"), registry=r)
+        self._pause = Gauge(
+            "slackwater_pause_seconds", "How long writers were paused by the last turn", (*BOTH, "turn"), registry=r
+        )
         self._writes = Gauge(
             "slackwater_writes", "1 for the side that accepts writes: old, new or none", (*BOTH, "side"), registry=r
         )
@@ -180,6 +183,10 @@ class Metrics:
     def writes(self, side: str | None) -> None:
         self._replace(self._writes, {} if side is None else {(s,): int(s == side) for s in ("old", "new", "none")})
 
+    def pause(self, turn: int | None, seconds: float | None) -> None:
+        """Of the last turn that came to its end; nothing before one, or where it is not known."""
+        self._replace(self._pause, {} if turn is None or seconds is None else {(str(turn),): seconds})
+
     def render(self) -> bytes:
         """The exposition text of all of it."""
         return generate_latest(self.registry)
@@ -193,7 +200,7 @@ class Metrics:
             gauge.remove(*self._own, *labels)
             self._shown.discard(sample)
 
-    def _replace(self, gauge: Gauge, samples: Mapping[tuple[str, ...], int]) -> None:
+    def _replace(self, gauge: Gauge, samples: Mapping[tuple[str, ...], float]) -> None:
         for shown, labels in [x for x in self._shown if x[0] == id(gauge) and x[1] not in samples]:
             gauge.remove(*self._own, *labels)
             self._shown.discard((shown, labels))

@@ -139,6 +139,8 @@ class Monitor:
             self._metrics.verification(None, None)
         else:
             self._metrics.verification(verified["age_seconds"], verified["mismatched"])
+        turned = document.get("cutover") or {}
+        self._metrics.pause(turned.get("turn"), turned.get("pause_seconds"))
         self._metrics.safe_to_cutover(document["safe_to_cutover"])
         self._metrics.safe_to_rollback(document["safe_to_rollback"])
         self._metrics.phase(document["phase"])

@@ -32,6 +32,7 @@ def shown() -> dict[str, set[str]]:
     metrics.gates([("lag", "passed")])
     metrics.phase("streaming")
     metrics.writes("old")
+    metrics.pause(1, 0.5)
     found: dict[str, set[str]] = {}
     for family in metrics.registry.collect():
         assert family.samples, family.name
