@@ -171,7 +171,7 @@ create table if not exists slackwater.verification (   -- the verdict on each ta
   load text not null,                  -- the target table
   state text not null default 'pending',  -- pending, running, clean, mismatched, repaired
   fingerprint text not null default '',   -- of the file that `state` speaks of; of another one it says nothing
-  at timestamptz,                      -- when the last complete pass ended
+  at timestamptz,                      -- when the last complete pass began: what it says is no younger
   rows bigint,                         -- compared in it, and there, on the fuller side
   mismatched bigint not null default 0, missing bigint not null default 0, extra bigint not null default 0,
   differing bigint not null default 0,

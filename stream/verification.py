@@ -52,7 +52,10 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableVerdict:
-    """One target table. `at`: when its last complete pass ended; `running`: whether one is under way."""
+    """One target table. `at`: when its last complete pass began: what it says is as old as its oldest chunk.
+
+    `running`: whether a pass is under way.
+    """
 
     state: Verdict
     at: datetime | None = None
@@ -214,7 +217,7 @@ class Store:
         counts = [sum(m.rows for m in mismatches if m.kind is kind) for kind in Kind]
         with translated("recording a verification"):
             done = self.conn.execute(
-                "update slackwater.verification set state = %s, fingerprint = %s, at = clock_timestamp(), rows = %s,"
+                "update slackwater.verification set state = %s, fingerprint = %s, at = pass_began_at, rows = %s,"
                 " mismatched = %s, missing = %s, extra = %s, differing = %s, listed = %s::jsonb,"
                 " pass_began_at = null, pass_listed = '[]', pass_mismatched = 0, problem = null"
                 " where migration = %s and direction = %s and load = %s and pass_began_at = %s",

@@ -33,7 +33,7 @@ def verification(stream: Stream, spec: Spec, direction: Direction, c: str) -> Ga
         return unknown("verification", f"not compared under this file: {listed(never)}{running}", verify)
     if found.age_s is None or found.at is None:
         return unknown("verification", "no table is mapped", verify)
-    limit, when = spec.verify.max_age_s, f"the oldest pass ended at {rfc3339(found.at)}"
+    limit, when = spec.verify.max_age_s, f"the oldest pass began at {rfc3339(found.at)}"
     if found.age_s > limit:
         return failed("verification", f"{when}, longer ago than {limit:g} s", verify)
     rows_ = sum(t.rows or 0 for t in found.tables.values())

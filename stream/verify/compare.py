@@ -22,6 +22,7 @@ from stream.verify.views import Key, View
 RANGE_S = 60.0  # a range's statement
 SCAN_S = 3600.0  # one scan of a whole table: the age that its snapshot may reach
 LISTED_ROWS = 200_000  # fetched at once from each side
+MOST_SUSPECTS = 50_000  # of a table that is compared by buckets, before they are judged
 
 Digest = tuple[int, int, int]
 """Count and two sums."""
@@ -35,6 +36,7 @@ class Compared:
     target_rows: int
     suspects: tuple[Key, ...] = ()
     youngest: int | None = None
+    more: bool = False  # there are more suspects than were listed
 
     @property
     def rows(self) -> int:
@@ -141,10 +143,13 @@ def _buckets(pair: Pair, view: View, chunk: Chunk) -> Compared:
     for part in _batches(differ, lambda b: max(source.get(b, (0,))[0], target.get(b, (0,))[0])):
         listed = pair.both(view, chunk, lambda rows, part=part: digest.listed(rows, how, mask, part), SCAN_S)  # type: ignore[misc]
         found += _differing(*listed)
+        if len(found) > MOST_SUSPECTS:
+            break
     return Compared(
         source_rows=sum(d[0] for d in source.values()),
         target_rows=sum(d[0] for d in target.values()),
         suspects=tuple(found),
+        more=len(found) > MOST_SUSPECTS,
     )
 
 

@@ -47,7 +47,7 @@ class View:
 
     @property
     def rows_estimate(self) -> int:
-        return max([self.table.rows_estimate, *(t.rows_estimate for t in self.sources)])
+        return max(t.rows_estimate or t.bytes_estimate // ROW_BYTES for t in (self.table, *self.sources))
 
     @property
     def chunk_rows(self) -> int:

@@ -118,6 +118,7 @@ CORRUPTIONS = [
 
 def corrupt(loaded: Filling, *statements: str) -> None:
     """Behind slackwater's back."""
+    loaded.unlike = "rows were corrupted"
     with loaded.new.transaction():
         fence.give_pass(loaded.new, MIGRATION, Side.NEW, "test", "secret")
         fence.show_pass(loaded.new, "secret")
