@@ -96,7 +96,8 @@ class Backfill(Part):
     window: Window | None = None
     read_from: Dsn | None = Field(default=None, repr=False)
     after: list[str] = Field(
-        default_factory=list, description="statements for the new side when the backfill is done, such as indexes"
+        default_factory=list,
+        description="statements for the new side when the backfill is done: indexes, values that no mapping writes",
     )
 
 

@@ -1,7 +1,7 @@
 """What follows a load: indexes that were left for later, built without stopping anyone, and statistics.
 
 Invariant: each index is built once; one whose building was interrupted (PostgreSQL leaves it invalid) is built anew.
-Other statements run once, each in the transaction that journals it.
+Other statements run once, each in the transaction that journals it, and pass the fence as the loads do.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ import contextlib
 import hashlib
 import logging
 import re
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from connectors.failpoint import failpoint
+from connectors.postgres import control, fence
 from connectors.postgres.session import Connection, cancel, connect, translated
+from schemas.control import ECHO_PREFIX
+from schemas.direction import Direction, Side
 from schemas.errors import Halt, SlackwaterError
 from schemas.names import fold, qualified, quote
 from stream.journal import append, role_actor
@@ -23,6 +27,8 @@ from stream.journal import append, role_actor
 log = logging.getLogger("slackwater.backfill")
 
 STEP = "backfill.after"
+HOLDER = "backfill.after"
+_PASS = secrets.token_hex(32)
 _NAME = r'(?:"(?:[^"]|"")+"|[\w$]+)'
 _INDEX = re.compile(
     rf"\s*create\s+(?P<unique>unique\s+)?index\s+(?:concurrently\s+)?(?:if\s+not\s+exists\s+)?(?P<name>{_NAME})\s+"
@@ -140,7 +146,15 @@ class After:
 
     def _run(self, conn: Connection, statement: str) -> None:
         digest = hashlib.sha256(statement.encode()).hexdigest()
+        fence.give_pass(conn, self._migration, Side.NEW, HOLDER, _PASS)
         with translated("running a statement of backfill.after"), conn.transaction():
+            # It may fill what no mapping writes: it shows a pass, and is our own work to the other direction.
+            conn.execute(
+                "select pg_logical_emit_message(true, %s, %s)",
+                (ECHO_PREFIX, f"{self._migration}.{Direction.FORWARD}"),
+            )
+            fence.show_pass(conn, _PASS)
+            self._closed(conn)
             # Against a second process that does the same.
             conn.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"slackwater.after.{digest}",))
             ran = conn.execute(
@@ -152,6 +166,16 @@ class After:
                 conn.execute(statement)
                 actor = role_actor(conn, "backfill")
                 append(conn, self._migration, actor=actor, step=STEP, detail={"sha256": digest, "sql": statement})
+
+    def _closed(self, conn: Connection) -> None:
+        """Once new takes the application's writes, ours would be dropped on the way back to old."""
+        turn = control.turn(conn, self._migration, Side.NEW)
+        if turn is None or turn.fence_turn is None or turn.open_turn >= turn.fence_turn:
+            raise Halt(
+                "new is open to the application, and a statement of backfill.after has not run: slackwater's own work"
+                " is not brought back to old",
+                hint="take it out of backfill.after, and run it yourself",
+            )
 
 
 def explained(error: SlackwaterError) -> SlackwaterError:

@@ -6,10 +6,13 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 
+import psycopg
 import pytest
 
+from connectors.postgres import catalog, fence
 from connectors.postgres.session import Connection, connect
-from schemas.errors import RowRejected
+from schemas.direction import Side
+from schemas.errors import Halt, RowRejected
 from stream.pause import pause, paused, resume
 from tests.fixtures.databases import Databases
 from tests.fixtures.filling import Filling, background, wait_for
@@ -321,13 +324,37 @@ def test_a_unique_value_that_two_rows_have_is_set_aside(make: Callable[[str, str
     assert filling.one("select count(*) from app.t", on="new") == 99
 
 
+def test_a_statement_afterwards_may_fill_what_no_mapping_writes(filling: Filling) -> None:
+    filling.new.execute("alter table app.customer add slug text")
+    fence.ensure(filling.new, MIGRATION, Side.NEW, 1, catalog.tables(filling.new, "app").values())
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        filling.new.execute("update app.customer set slug = 'x'")
+    filling.old.execute("insert into customers values (5000, 'N', 'E', '')")
+    after = ["update customer set slug = lower(name)"]
+    with filling.backfill(after=after):
+        filling.filled()
+        wait_for(lambda: filling.one("select count(*) from app.customer where slug is not null", on="new") == 3001)
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        filling.new.execute("update app.customer set slug = 'x'")
+    filling.advance()
+    filling.agrees()
+    filling.new.execute("update slackwater.turn set open_turn = 1")
+    with (
+        pytest.raises(Halt, match="new is open to the application") as halt,
+        filling.backfill(after=["update app.customer set slug = 'again'"]),
+    ):
+        wait_for(lambda: bool(filling._errors))
+    assert "the statement under backfill.after" in halt.value.hint
+    assert filling.one("select count(*) from app.customer where slug = 'again'", on="new") == 0
+
+
 def test_indexes_that_were_left_for_later_are_built_once(filling: Filling) -> None:
     after = [
         "create index customer_email on customer (email)",
         "create unique index concurrently if not exists orders_no on app.orders using btree (no)",
         "insert into notes.done values (-1)",
     ]
-    filling.new.execute("create schema notes; create table notes.done (n integer)")  # app's own tables are fenced
+    filling.new.execute("create schema notes; create table notes.done (n integer)")  # what is not new's is not fenced
     # One that was interrupted: PostgreSQL leaves it behind, invalid.
     filling.new.execute("create index customer_email on app.customer (email)")
     filling.new.execute("update pg_index set indisvalid = false where indexrelid = 'app.customer_email'::regclass")
