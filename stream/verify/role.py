@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from connectors.postgres.session import Connection, connect
@@ -95,7 +96,7 @@ class Continuous:
             self._heartbeat.waiting(error.cause)
             return REST_S
         sweep = Sweep(
-            task,
+            replace(task, workers=1),  # a burst on one core a side: latency is felt at its edges
             throttle=self._throttle,
             hurry=1.0 if self._options.max_rows_per_s else SHARE,
             rows=self._metrics.verify_rows,
