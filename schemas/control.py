@@ -166,6 +166,12 @@ create table if not exists slackwater.foreign_write (   -- rows written to a sid
   unique (migration, side, commit_lsn, seq)
 );
 
+create table if not exists slackwater.roundtrip (   -- the newest verdict on old -> new -> old; on new
+  migration text primary key,
+  fingerprint text not null,           -- of the file that it speaks of
+  at timestamptz not null, result jsonb not null
+);
+
 create table if not exists slackwater.verification (   -- the verdict on each target table, on the direction's target
   migration text not null, direction text not null,
   load text not null,                  -- the target table

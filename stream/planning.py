@@ -15,11 +15,12 @@ from schemas.direction import Direction
 from schemas.draft import matching
 from schemas.mapping import Mapping
 from schemas.resolve import Resolution, resolve
+from schemas.reversal import How, Reversal
 from schemas.spec import Spec
 from schemas.table import Table
 from stream import ddl, preflight
 from stream.ddl import Proposal
-from stream.preflight import Findings
+from stream.preflight import Findings, identity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class Report:
     other_slots: tuple[str, ...]
     unmoved: tuple[Trait, ...]
     proposals: tuple[Proposal, ...]
-    reversible: dict[str, dict[str, str]]  # target -> column -> how it goes back
+    back: Resolution  # the reverse direction; replica identities of new as `arm` makes them
 
 
 def plan(spec: Spec, old: Connection, new: Connection) -> Report:
@@ -65,23 +66,12 @@ def plan(spec: Spec, old: Connection, new: Connection) -> Report:
         other_slots=tuple(survey.other_slots(old)),
         unmoved=tuple(survey.unmoved(old, spec.old.schema_)),
         proposals=tuple(ddl.proposals(spec, old, sources, targets)),
-        reversible={m.target: _reversible(spec, m) for m in resolution.mappings},
+        back=_back(spec, sources, targets),
     )
 
 
-def _reversible(spec: Spec, mapping: Mapping) -> dict[str, str]:
-    """How each new column finds its way back to old: copied as it is, or only through an entry under `reverse`."""
-    written = {table for entry in spec.reverse for table in (entry.to,)}
-    sources = set(mapping.sources)
-    how: dict[str, str] = {}
-    for output in mapping.outputs:
-        if output.plain is not None and mapping.row_local:
-            how[output.name] = f"copied back to {output.plain[0]}.{output.plain[1]}"
-        elif sources & written:
-            how[output.name] = "by your entry under `reverse`"
-        else:
-            how[output.name] = "computed: going back needs an entry under `reverse`"
-    return how
+def _back(spec: Spec, sources: dict[str, Table], targets: dict[str, Table]) -> Resolution:
+    return resolve(spec, Direction.REVERSE, {name: identity.as_full(t) for name, t in targets.items()}, sources)
 
 
 # -- text -------------------------------------------------------------------------------------------------------------
@@ -94,7 +84,8 @@ def text(report: Report) -> str:
     lines += ["Old tables", *_table([_source_row(report, report.sources[n]) for n in sorted(report.sources)])]
     lines += ["", "New tables"]
     for mapping in r.mappings:
-        lines += ["", *_mapping(mapping, report.reversible[mapping.target])]
+        lines += ["", *_mapping(mapping)]
+    lines += ["", "The way back", *_way_back(report)]
     if report.not_carried:
         lines += ["", "Old columns that are not carried over"]
         lines += [f"  {name}: {', '.join(columns)}" for name, columns in sorted(report.not_carried.items())]
@@ -107,9 +98,9 @@ def text(report: Report) -> str:
     if report.proposals:
         missing = ", ".join(p.table for p in report.proposals)
         lines += ["", f"Missing on new: {missing} (slackwater plan --ddl proposes them)"]
-    if r.problems:
-        lines += ["", f"{len(r.problems)} problems (slackwater check lists everything)"]
-        lines += [f"  - {problem}" for problem in r.problems]
+    if problems := (*r.problems, *report.back.problems):
+        lines += ["", f"{len(problems)} problems (slackwater check lists everything)"]
+        lines += [f"  - {problem}" for problem in problems]
     return "\n".join(lines)
 
 
@@ -125,7 +116,7 @@ def _source_row(report: Report, table: Table) -> tuple[str, ...]:
     return (table.name, rows, size(table.bytes_estimate), to, mirrored)
 
 
-def _mapping(mapping: Mapping, back: dict[str, str]) -> list[str]:
+def _mapping(mapping: Mapping) -> list[str]:
     kind = "row by row" if mapping.row_local else "over mirrors of " + ", ".join(mapping.sources)
     key = ", ".join(mapping.key) or "none: rows are counted"
     lines = [f"  {mapping.target}  ({mapping.origin}, {kind}; key {key})"]
@@ -134,12 +125,64 @@ def _mapping(mapping: Mapping, back: dict[str, str]) -> list[str]:
         lines.append(f"    owner {', '.join(mapping.owner)}: its rows come and go together")
     if not mapping.row_local:
         lines += [f"    a changed {s} finds its rows by: {' '.join(f.query.split())}" for s, f in mapping.feeds.items()]
-    derived = [
-        f"{column} ({o.expression})" for column in back for o in mapping.outputs if o.name == column and o.plain is None
-    ]
+    derived = [f"{o.name} ({o.expression})" for o in mapping.outputs if o.plain is None]
     if derived:
         lines.append(f"    computed, not copied: {', '.join(derived)}")
     return lines
+
+
+def _way_back(report: Report) -> list[str]:
+    """Each old table's SELECT over new, and its columns that are not simply there again."""
+    texts = {m.target: m for m in report.back.mappings}
+    lines: list[str] = []
+    for name, columns in _by_table(report.back.reversals).items():
+        mapping = texts.get(name)
+        kind = "none" if mapping is None else "written" if mapping.origin in ("select", "from") else "derived"
+        lines += ["", f"  {name}  ({kind})"]
+        if mapping is not None:
+            lines += [f"      {line}" for line in mapping.text.strip().splitlines()]
+            if mapping.scope is not None:
+                lines.append(f"    other rows stay as they are; these are meant: {mapping.scope}")
+        alike: dict[str, list[str]] = defaultdict(list)
+        for reversal in columns:
+            alike[_said(reversal)].append(reversal.column)
+        lines += [f"    {', '.join(names)}: {said}" for said, names in alike.items()]
+    return lines or ["  nothing is read, so nothing comes back"]
+
+
+def _said(reversal: Reversal) -> str:
+    said = f"{reversal.how}, {reversal.loss}" if reversal.how is How.DERIVED else str(reversal.how)
+    if reversal.how is How.WRITTEN:
+        said = "written: `slackwater roundtrip` says what it loses"
+    if reversal.how is How.NONE:
+        said = "lost"
+    return f"{said} ({reversal.why})" if reversal.why else said
+
+
+def _by_table(reversals: Iterable[Reversal]) -> dict[str, list[Reversal]]:
+    tables: dict[str, list[Reversal]] = defaultdict(list)
+    for reversal in reversals:
+        tables[reversal.table].append(reversal)
+    return tables
+
+
+def _back_document(report: Report) -> dict[str, Any]:
+    texts = {m.target: m for m in report.back.mappings}
+    return {
+        name: {
+            "origin": texts[name].origin if name in texts else None,
+            "select": texts[name].text if name in texts else None,
+            "scope": texts[name].scope if name in texts else None,
+            "columns": {
+                r.column: {
+                    "how": str(r.how), "loss": str(r.loss), "expression": r.expression or None, "why": r.why or None,
+                    "cuts": r.cuts or None,
+                }
+                for r in columns
+            },
+        }
+        for name, columns in _by_table(report.back.reversals).items()
+    }  # fmt: skip
 
 
 def _traits(traits: Iterable[Trait]) -> list[str]:
@@ -200,15 +243,17 @@ def document(report: Report) -> dict[str, Any]:
                 "owner": list(m.owner),
                 "feeds": {source: feed.query for source, feed in m.feeds.items()},
                 "columns": {o.name: o.expression for o in m.outputs},
-                "back": report.reversible[m.target],
             }
             for m in r.mappings
         },
+        "back": _back_document(report),
         "streamed": list(r.streamed),
         "mirrors": list(r.mirrors),
         "dependents": [{"table": t.table, "kind": t.kind, "name": t.detail} for t in report.dependents],
         "other_slots": list(report.other_slots),
         "not_moved": [{"kind": t.kind, "name": t.detail} for t in report.unmoved],
         "missing": [{"table": p.table, "ddl": p.sql, "reason": p.reason or None} for p in report.proposals],
-        "problems": [{"where": p.where, "cause": p.cause, "remedy": p.remedy} for p in r.problems],
+        "problems": [
+            {"where": p.where, "cause": p.cause, "remedy": p.remedy} for p in (*r.problems, *report.back.problems)
+        ],
     }

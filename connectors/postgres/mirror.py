@@ -121,8 +121,8 @@ class StandIns:
     impossible: tuple[str, ...]
 
 
-def stand_ins(conn: Connection, wanted: Sequence[UserType]) -> StandIns:
-    """Which of a source's types the target cannot hold, and how to make stand-ins for them in `slackwater_mirror`."""
+def stand_ins(conn: Connection, wanted: Sequence[UserType], schema: str = MIRROR_SCHEMA) -> StandIns:
+    """Which of a source's types the target cannot hold, and how to make stand-ins for them in `schema`."""
     statements: list[str] = []
     names: list[str] = []
     impossible: list[str] = []
@@ -136,17 +136,17 @@ def stand_ins(conn: Connection, wanted: Sequence[UserType]) -> StandIns:
             if present is None:
                 impossible.append(f"{type_.schema}.{type_.name}")
             continue
-        stand_in = _named(conn, MIRROR_SCHEMA, type_.name)
-        shape = _respelled(type_, replaced)
+        stand_in = _named(conn, schema, type_.name)
+        shape = _respelled(type_, replaced, schema)
         if stand_in is None:
             statements.append(_create(shape))
         elif not _holds(stand_in, shape):
             if type_.kind != "e" or stand_in.kind != "e":
-                impossible.append(f"{type_.schema}.{type_.name} (another type of that name is in {MIRROR_SCHEMA})")
+                impossible.append(f"{type_.schema}.{type_.name} (another type of that name is in {schema})")
                 continue
             statements += _labels(stand_in, shape)
         names.append(type_.name)
-        replaced[_as_printed(conn, type_.schema, type_.name)] = _as_printed(conn, MIRROR_SCHEMA, type_.name)
+        replaced[_as_printed(conn, type_.schema, type_.name)] = _as_printed(conn, schema, type_.name)
     return StandIns(statements=tuple(statements), names=tuple(names), impossible=tuple(impossible))
 
 
@@ -168,7 +168,7 @@ def _as_printed(conn: Connection, schema: str, name: str) -> str:
     return str(row[0])
 
 
-def _respelled(type_: UserType, replaced: dict[str, str]) -> UserType:
+def _respelled(type_: UserType, replaced: dict[str, str], schema: str) -> UserType:
     """The stand-in for a type: its own parts' stand-ins in place of them, and no checks."""
 
     def through(part: str) -> str:
@@ -176,7 +176,7 @@ def _respelled(type_: UserType, replaced: dict[str, str]) -> UserType:
         return replaced[base] + part[len(base) :] if base in replaced else part
 
     return UserType(
-        schema=MIRROR_SCHEMA,
+        schema=schema,
         name=type_.name,
         kind=type_.kind,
         parts=tuple((name, part if type_.kind == "e" else through(part)) for name, part in type_.parts),
@@ -293,13 +293,13 @@ def index_mirror(
     return True
 
 
-def spelled(conn: Connection, type_: str) -> str:
-    """How the target spells a source's type: its stand-in where there is one."""
+def spelled(conn: Connection, type_: str, schema: str = MIRROR_SCHEMA) -> str:
+    """How the target spells a source's type: its stand-in in `schema` where there is one."""
     base = _base(type_)
     if base == type_ and "." not in type_:
         return type_
     name = re.sub(r'^(?:"(?:[^"]|"")+"|[^\s.("\[]+)\.', "", base, count=1)
-    stand_in = f"{MIRROR_SCHEMA}.{name}"
+    stand_in = f"{schema}.{name}"
     row = conn.execute("select pg_catalog.to_regtype(%s) is not null", (stand_in,)).fetchone()
     return stand_in + type_[len(base) :] if row == (True,) else type_
 

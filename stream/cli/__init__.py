@@ -134,6 +134,12 @@ VERBS = (
         changes=True,
     ),
     Verb(
+        name="roundtrip",
+        module="roundtrip",
+        summary="Prove on the real rows that the way back loses nothing",
+        example="slackwater -c shop.yaml roundtrip",
+    ),
+    Verb(
         name="journal",
         module="journal",
         summary="Show who did what and when; --verify the chain",

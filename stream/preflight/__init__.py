@@ -14,7 +14,7 @@ from schemas.plan import Plan
 from schemas.resolve import resolve
 from schemas.spec import Spec
 from schemas.table import Table
-from stream.preflight import bindings, claims, ddl, identity, kafka, server, tables
+from stream.preflight import bindings, claims, ddl, identity, kafka, server, tables, way_back
 from stream.preflight.finding import Finding, Findings, Severity, counted, listed
 from stream.prepared import Prepared, plan_of
 from stream.topics import FlowTopics
@@ -99,6 +99,8 @@ def examine(
         _, refused = bindings.examine(spec, old, new, sources, targets, resolution)
         for problem in refused:
             found.problem("mapping", problem.cause, problem.remedy, problem.where)
+        if not resolution.problems and not refused:
+            way_back.examine(spec, old, new, sources, targets, found)
     kafka.examine(spec, topics, streamed, found)
     return found
 

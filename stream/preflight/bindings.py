@@ -32,7 +32,9 @@ def examine(
     outputs: Outputs = {}
     problems: list[Problem] = []
     for mapping in resolution.mappings:
-        where = places.get(mapping.target, f"{spec.place('copy')}: {mapping.target}")
+        where = places.get(
+            mapping.target, f"{spec.place('copy' if direction is Direction.FORWARD else 'reverse')}: {mapping.target}"
+        )
         table = targets[mapping.target]
         try:
             examined = bindings.examine(source, target, mapping, sources, table, trust=spec.trust, where=where)
