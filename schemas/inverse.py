@@ -13,16 +13,13 @@ from decimal import Decimal
 
 from sqlglot import exp
 
-from schemas import casts
+from schemas import casts, constants
 from schemas.casts import INTEGERS, TEXTS, Type, there_and_back, type_of_cast, type_of_column
+from schemas.constants import NoWay
 from schemas.table import Column
 
 Finder = Callable[[exp.Column], Column | None]
 """The old column that a name in the expression means; None when it is another table's."""
-
-
-class NoWay(Exception):
-    """There is no computing it back; the text says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +115,10 @@ class _Turn:
             case exp.Case():
                 return self._case(node, y)
             case exp.Neg():
+                inner = self.type_of(node.this)
+                if inner is None or inner.name in casts.FLOATS:
+                    self.loses.append("the sign of what is not a number")
+                self.plain = False
                 return self.back(node.this, f"-{_operand(y)}")
             case exp.Not():
                 return self.back(node.this, f"not {_operand(y)}")
@@ -146,7 +147,8 @@ class _Turn:
             case exp.Cast():
                 kind = type_of_cast(node.args["to"])
                 held = type_of_column(self.new)
-                return held if held.name.rpartition(".")[2] == kind.name.rpartition(".")[2] else kind
+                enum = held.kind == "e" and held.name.rpartition(".")[2] == kind.name.rpartition(".")[2]
+                return held if enum else kind
             case exp.Add() | exp.Sub() | exp.Mul() | exp.Div():
                 return self._computed(node)
             case exp.DPipe() | exp.TimeToStr():
@@ -173,26 +175,30 @@ class _Turn:
         return self.back(node.this, self.cast(y, inner, outer))
 
     def _case(self, node: exp.Case, y: str) -> tuple[str, Column]:
-        operand, pairs = _whens(node)
+        operand, pairs = constants.whens(node)
         column = self._column(operand)
         otherwise = node.args.get("default")
         otherwise = None if isinstance(otherwise, exp.Null) else otherwise
-        missing = _remaining(type_of_column(column), [w for w, _ in pairs])
-        if otherwise is not None and (len(missing) > 1 or not _literal(otherwise)):
-            raise NoWay(f"every value that is not listed becomes {_sql(otherwise)}: list each value")
+        missing = constants.remaining(type_of_column(column), [w for w, _ in pairs])
+        if otherwise is not None and (len(missing) > 1 or not constants.literal(otherwise)):
+            raise NoWay(f"every value that is not listed becomes {constants.sql(otherwise)}: list each value")
         if otherwise is not None:
             pairs = [*pairs, *((value, otherwise) for value in missing)]
-            if not column.not_null and (missing or _value(otherwise) in {_value(t) for _, t in pairs}):
-                self.loses.append(f"NULL becomes {_sql(otherwise)}")
+            if not column.not_null and (
+                missing or constants.value(otherwise) in {constants.value(t) for _, t in pairs}
+            ):
+                self.loses.append(f"NULL becomes {constants.sql(otherwise)}")
         elif missing and not self.new.not_null:
             self.loses.append("values that are not listed become NULL")
-        if len({_value(t) for _, t in pairs}) != len(pairs) or len({_value(w) for w, _ in pairs}) != len(pairs):
+        if len({constants.value(t) for _, t in pairs}) != len(pairs) or len(
+            {constants.value(w) for w, _ in pairs}
+        ) != len(pairs):
             raise NoWay("two values become one: it does not say which of them it was")
-        if not _told_apart(type_of_column(self.new), [t for _, t in pairs]):
+        if not constants.told_apart(type_of_column(self.new), [t for _, t in pairs]):
             raise NoWay(f"two of its results may be one value of {self.new.type}")
-        if not _told_apart(type_of_column(column), [w for w, _ in pairs]):
+        if not constants.told_apart(type_of_column(column), [w for w, _ in pairs]):
             self.loses.append(f"values of {column.type} may be equal and written otherwise")
-        whens = " ".join(f"when {_sql(then)} then {_sql(when)}" for when, then in pairs)
+        whens = " ".join(f"when {constants.sql(then)} then {constants.sql(when)}" for when, then in pairs)
         self.cuts.append("values that the mapping does not give")
         self.plain = False
         return self.back(operand, f"case {y} {whens} end")
@@ -207,8 +213,8 @@ class _Turn:
 
     def _arithmetic(self, node: exp.Expr, y: str) -> tuple[str, Column]:
         left, right = node.this, node.expression
-        inner, constant, first = (right, left, True) if _number(left) is not None else (left, right, False)
-        number = _number(constant)
+        inner, constant, first = (right, left, True) if constants.number(left) is not None else (left, right, False)
+        number = constants.number(constant)
         kind = self.type_of(inner)
         if number is None or kind is None:
             raise NoWay("only arithmetic of one column with a constant is turned round")
@@ -227,7 +233,7 @@ class _Turn:
                 if first:
                     raise NoWay("a constant is divided by it")
                 value = f"{_operand(y)} * {_operand(c)}"
-        whole = kind.name in INTEGERS and not _is_whole(constant)
+        whole = kind.name in INTEGERS and not constants.is_whole(constant)
         if kind.name == "date":
             return self.back(inner, f"({value})")
         return self.back(inner, f"round({value})::{kind.sql}" if whole else f"({value})::{kind.sql}")
@@ -242,42 +248,42 @@ class _Turn:
         if kind.name in casts.FLOATS:
             self.loses.append("arithmetic with floating point does not give the last digits back")
         elif kind.name in INTEGERS:
-            if isinstance(node, exp.Div) and not first and _is_whole(node.expression):
+            if isinstance(node, exp.Div) and not first and constants.is_whole(node.expression):
                 self.loses.append("the remainder of the division")
-            elif isinstance(node, exp.Div) and _places(number) is None:
+            elif isinstance(node, exp.Div) and _endless(kind, number):
                 self.loses.append("the last digits of the quotient")
         elif kind.name == "numeric":
             fixed = bool(kind.limits)
             if not fixed and (multiplies or number != number.to_integral_value()):
                 self.loses.append("how many digits after the point were written")
-            elif isinstance(node, exp.Div) and _places(number) is None:
+            elif isinstance(node, exp.Div) and _endless(kind, number):
                 self.loses.append("the last digits of the quotient")
         else:
             raise NoWay(f"arithmetic on {kind.name} is not turned round")
 
     def _computed(self, node: exp.Expr) -> Type | None:
         left, right = node.this, node.expression
-        inner, constant = (right, left) if _number(left) is not None else (left, right)
-        number, kind = _number(constant), self.type_of(inner)
+        inner, constant = (right, left) if constants.number(left) is not None else (left, right)
+        number, kind = constants.number(constant), self.type_of(inner)
         if number is None or kind is None or kind.name not in (*INTEGERS, "numeric"):
             return kind
-        if kind.name in INTEGERS and _is_whole(constant):
+        if kind.name in INTEGERS and constants.is_whole(constant):
             return Type("bigint") if kind.name == "bigint" or abs(number) > 2147483647 else Type("integer")
         if kind.name == "numeric" and not kind.limits:
             return Type("numeric")
         scale = kind.limits[1] if kind.limits else 0
         match node:
             case exp.Mul():
-                scale += _scale(number)
+                scale += constants.scale(number)
             case exp.Div():
-                places = _places(number)
+                places = constants.places(number)
                 return Type("numeric") if places is None else Type("numeric", (1000, scale + places))
             case _:
-                scale = max(scale, _scale(number))
+                scale = max(scale, constants.scale(number))
         return Type("numeric", (1000, scale))
 
     def _joined(self, node: exp.Expr, y: str) -> tuple[str, Column]:
-        parts = _parts(node)
+        parts = constants.parts(node)
         inner = [p for p in parts if not isinstance(p, exp.Literal)]
         if len(inner) != 1 or not all(p.is_string for p in parts if isinstance(p, exp.Literal)):
             raise NoWay("several values are put into one text: it does not say where each of them ends")
@@ -302,7 +308,7 @@ class _Turn:
 
     def _coalesce(self, node: exp.Coalesce, y: str) -> tuple[str, Column]:
         column = self.find(node.this) if isinstance(node.this, exp.Column) else None
-        if not all(_literal(p) for p in node.expressions):
+        if not all(constants.literal(p) for p in node.expressions):
             raise NoWay("it is taken from one of several columns")
         if column is None or not column.not_null:
             self.loses.append(f"NULL becomes {node.expressions[0].sql(dialect='postgres')}")
@@ -314,7 +320,7 @@ class _Turn:
             raise NoWay("the time zone is not written out, or what is in it is not a timestamp")
         if str(zone.this).upper() not in ("UTC", "Z", "ETC/UTC"):
             self.loses.append(f"hours that the clocks of {zone.this} repeat or leave out")
-        return self.back(node.this, f"{_operand(y)} at time zone {_sql(zone)}")
+        return self.back(node.this, f"{_operand(y)} at time zone {constants.sql(zone)}")
 
     def _date(self, node: exp.Expr, y: str) -> tuple[str, Column]:
         """`to_date(text, 'YYYY-MM-DD')` and `to_char(date, ...)`."""
@@ -368,114 +374,18 @@ _FORGETS: dict[type[exp.Expr], str] = {
 }
 
 
+def _endless(kind: Type, divisor: Decimal) -> bool:
+    """Whether a quotient may need more digits than PostgreSQL gives it: 16 that matter, fewer after a long number."""
+    places = constants.places(divisor)
+    whole, after = (10, 0) if kind.name != "numeric" else (20, 0)
+    if kind.limits:
+        whole, after = kind.limits[0] - kind.limits[1], kind.limits[1]
+    return places is None or kind.name == "bigint" or abs(divisor) < 1 or whole > 10 or after + places > 8
+
+
 def _other_time(name: str) -> str:
     return casts.TIMES[1] if name == casts.TIMES[0] else casts.TIMES[0]
 
 
 def _operand(sql: str) -> str:
     return sql if re.fullmatch(r'[\w."]+(\([^()]*\))?(::[\w ]+)?|"(?:[^"]|"")+"|\([^()]*\)', sql) else f"({sql})"
-
-
-def _literal(node: exp.Expr) -> bool:
-    return isinstance(node, (exp.Literal, exp.Boolean)) or (isinstance(node, exp.Neg) and _literal(node.this))
-
-
-def _sql(node: exp.Expr) -> str:
-    return node.sql(dialect="postgres")
-
-
-def _value(node: exp.Expr) -> object:
-    number = _number(node)
-    return number if number is not None else _sql(node)
-
-
-def _number(node: exp.Expr) -> Decimal | None:
-    if isinstance(node, exp.Paren):
-        return _number(node.this)
-    if isinstance(node, exp.Neg):
-        inner = _number(node.this)
-        return None if inner is None else -inner
-    if isinstance(node, exp.Literal) and not node.is_string:
-        return Decimal(str(node.this))
-    return None
-
-
-def _is_whole(node: exp.Expr) -> bool:
-    """Whether PostgreSQL reads the literal as an integer."""
-    return re.fullmatch(r"[-()\s0-9]+", _sql(node)) is not None
-
-
-def _scale(number: Decimal) -> int:
-    exponent = number.normalize().as_tuple().exponent
-    return max(0, -exponent) if isinstance(exponent, int) else 0
-
-
-def _places(divisor: Decimal) -> int | None:
-    """How many digits after the point a quotient of whole numbers needs at most; None when it never ends."""
-    for k in range(13):
-        quotient = Decimal(10) ** k / abs(divisor)
-        if quotient == quotient.to_integral_value():
-            return k
-    return None
-
-
-def _parts(node: exp.Expr) -> list[exp.Expr]:
-    if isinstance(node, exp.Paren):
-        return _parts(node.this)
-    if isinstance(node, exp.DPipe):
-        return [*_parts(node.this), *_parts(node.expression)]
-    if isinstance(node, exp.Concat):
-        return [p for e in node.expressions for p in _parts(e)]
-    return [node]
-
-
-def _whens(node: exp.Case) -> tuple[exp.Expr, list[tuple[exp.Expr, exp.Expr]]]:
-    """What is compared, and (value, result) of each branch. NoWay where they are not literals."""
-    pairs: list[tuple[exp.Expr, exp.Expr]] = []
-    operand = node.this
-    for branch in node.args["ifs"]:
-        when, then = branch.this, branch.args["true"]
-        if node.this is None:
-            when, compared = _condition(when)
-            if operand is not None and _sql(operand) != _sql(compared):
-                raise NoWay("its branches ask about several columns")
-            operand = compared
-        if not _literal(when) or not _literal(then):
-            raise NoWay("a CASE is turned round only between literals")
-        pairs.append((when, then))
-    return operand, pairs
-
-
-def _condition(node: exp.Expr) -> tuple[exp.Expr, exp.Expr]:
-    """`a = 1` as (1, a); a boolean column as (true, a)."""
-    while isinstance(node, exp.Paren):
-        node = node.this
-    if isinstance(node, exp.EQ):
-        left, right = node.this, node.expression
-        return (left, right) if _literal(left) else (right, left)
-    if isinstance(node, exp.Column):
-        return exp.true(), node
-    if isinstance(node, exp.Not) and isinstance(node.this, exp.Column):
-        return exp.false(), node.this
-    raise NoWay("a CASE is turned round only where it compares one column with literals")
-
-
-def _remaining(kind: Type, known: Sequence[exp.Expr]) -> list[exp.Expr]:
-    """The values that are not listed: of a boolean, those; of anything else, two at least."""
-    if kind.name != "boolean":
-        return [exp.true(), exp.false()]
-    listed = {_sql(k).strip("'").lower() in ("true", "t", "yes", "y", "on", "1") for k in known}
-    return [b for b, value in ((exp.true(), True), (exp.false(), False)) if value not in listed]
-
-
-def _told_apart(kind: Type, literals: Sequence[exp.Expr]) -> bool:
-    """Whether two literals that are written differently are two values of the type, and equal ones are the same."""
-    if kind.name == "boolean":
-        return all(isinstance(node, exp.Boolean) for node in literals)
-    if kind.name in INTEGERS or (kind.name == "numeric" and kind.limits):
-        return all(_number(node) is not None for node in literals)
-    if kind.kind == "e" or kind.name in ("text", "character varying", "character"):
-        texts = [str(n.this) for n in literals if isinstance(n, exp.Literal) and n.is_string]
-        cut = [t.rstrip(" ") if kind.name == "character" else t for t in texts]
-        return len(set(cut)) == len(literals)
-    return False

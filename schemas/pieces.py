@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 from sqlglot import exp
 
+from schemas.constants import NoWay
 from schemas.draft import Draft
 from schemas.feeds import Deriver
-from schemas.inverse import Finder, Inverse, NoWay, invert
+from schemas.inverse import Finder, Inverse, invert
 from schemas.mapping import Mapping
 from schemas.names import readable
 from schemas.select_from import conjuncts
