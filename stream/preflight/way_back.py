@@ -43,7 +43,8 @@ def examine(
         found.problem("way_back", problem.cause, problem.remedy, problem.where)
     if back.problems:
         return
-    _servers(spec, old, new, sources, assumed, back, found)
+    if not found.problems:  # old may not even take a temporary table: what is wrong with it is said by now
+        _servers(spec, old, new, sources, assumed, back, found)
     _lost(spec, back.reversals, found)
     _narrower(back.reversals, found)
 

@@ -21,7 +21,7 @@ from schemas.direction import Direction
 from schemas.errors import Contended, Refused, SlotLost
 from schemas.position import ZERO, Position
 from stream import prepared as documents
-from tests.fixtures.preparing import NEW, OLD, NotConfirmed, Shop
+from tests.fixtures.preparing import NEW, OLD, TABLES, NotConfirmed, Shop
 from tests.fixtures.running import end, started_with
 
 
@@ -576,3 +576,19 @@ def _pretend_loaded(shop: Shop) -> None:
         " insert into app.account values (1); insert into app.readings values (1, '2023-05-05', 1.50);"
         " update slackwater.turn set open_turn = -1 where side = 'new'; commit"
     )
+
+
+def test_an_edit_of_the_way_back_loads_nothing_anew(shop: Shop) -> None:
+    shop.prepare()
+    loads = shop.on_new("select name, fingerprint, state from slackwater.load order by name")
+    said: list[str] = []
+    edited = shop.with_(tables=TABLES + "reverse: [{to: customers, set: {fax: \"'none'\"}}]\n")
+    assert edited.spec.fingerprint != shop.spec.fingerprint
+    assert edited.prepare(yes=False, said=said).result == "changed"  # nothing is emptied, so nobody is asked
+    assert any("no table is written differently" in line for line in said)
+    assert shop.on_new("select name, fingerprint, state from slackwater.load order by name") == loads
+    assert shop.on_new("select fingerprint from slackwater.migration") == [(edited.spec.fingerprint,)]
+    assert edited.prepare(yes=False).result == "already"
+    with pytest.raises(Refused) as refused:
+        shop.with_(tables=TABLES + "reverse: [{to: customers, set: {fx: email}}]\n").prepare()
+    assert "did you mean fax?" in "\n".join(refused.value.reasons)
