@@ -54,6 +54,7 @@ def invert(node: exp.Expr, new: Column, spelled: str, find: Finder) -> Inverse:
 def _assigned(sql: str, spelled: str, column: Type, held: Type) -> str:
     """Without a cast that the assignment to the column makes as well."""
     alike = any(column.name in family and held.name in family for family in (INTEGERS, TEXTS))
+    alike |= held.name in TEXTS and column.kind == "e"  # the type need not be there on new
     return spelled if alike and sql == f"{spelled}::{column.sql}" else sql
 
 

@@ -164,7 +164,7 @@ def _one(
     items = []
     for name in names:
         sql = given[name].strip() if name in given else columns[name].sql
-        same = sql == readable(name) or sql.endswith(f".{readable(name)}")
+        same = sql in (readable(name), *(f"{readable(p.new)}.{readable(name)}" for p in (base, *joined)))
         items.append(sql if same and name not in given else f"{sql} as {readable(name)}")
     source = readable(base.new)
     for piece in joined:

@@ -10,7 +10,7 @@ import pytest
 from schemas.direction import Direction
 from schemas.resolve import Resolution, resolve
 from schemas.reversal import How, Loss, Reversal
-from schemas.table import Identity, Table
+from schemas.table import Column, Identity, Table
 from tests.unit.tables import only, refusals, spec, table
 
 CUSTOMERS = table("customers", "id integer!, cust_nm text!, email, fax, street, city")
@@ -195,6 +195,19 @@ def test_a_written_way_back_takes_the_place_of_the_derived_one() -> None:
         table="profiles", column="mood", how=How.WRITTEN, loss=Loss.UNKNOWN, expression="'x'",
         place=of(r, "profiles.mood").place,
     )  # fmt: skip
+
+
+def test_a_type_s_name_is_not_an_output_s() -> None:
+    old = table("o", "id integer!, flag boolean")
+    text = "tables: [{to: n, select: 'select id, flag::text as b from o'}]\n"
+    assert only(back(text, [old], [table("n", "id integer!, b")])).text == "select id, b::boolean as flag from n"
+    old = replace(table("o", "id integer!, mood app.mood"), columns=(old.columns[0], _enum("mood")))
+    text = "tables: [{to: n, select: 'select id, mood::text as b from o'}]\n"
+    assert only(back(text, [old], [table("n", "id integer!, b")])).text == "select id, b as mood from n"
+
+
+def _enum(name: str) -> Column:
+    return Column(name=name, type_oid=1, type="app.mood", type_full="app.mood", type_kind="e")
 
 
 # Expressions.
