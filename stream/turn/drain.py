@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from connectors.failpoint import failpoint
@@ -13,9 +16,14 @@ from connectors.postgres.sequences import Pair
 from connectors.postgres.session import Connection, translated
 from schemas.direction import Side
 from schemas.errors import Aborted
+from schemas.plan import Plan
 from stream.prepared import plan_for
 from stream.turn.turning import PACE_S, Turning
+from stream.verify import final as verify
+from stream.verify.final import Piece
 
+COMPARE_S = 0.3
+COMPARE_PART = 0.06  # of the pause
 RESERVE = 0.1  # of the pause: what the steps after the token may take
 
 _WAITING = """
@@ -57,26 +65,81 @@ def drain(t: Turning) -> None:
         token(t, within_s=max(0.05, t.left_s() - RESERVE * t.order.max_pause_s))
 
 
-def final(t: Turning) -> None:
-    """Under the hold, once more: queues and halts on the target. Errors: Aborted."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What was looked up before anybody waits: the plan, the sequences, the chunks to compare, youngest first."""
+
+    plan: Plan
+    pairs: list[Pair]
+    pieces: list[Piece]
+
+
+def look(t: Turning) -> Found:
+    """What the steps under the hold need. Errors: Refused for a file that is not the prepared one."""
+    assert t.prepared is not None
+    plan = plan_for(t.spec, t.prepared, t.direction)
+    source, target = t.conns[t.source], t.conns[t.to]
+    compares = t.spec.cutover.gates.verification.on
+    return Found(
+        plan=plan,
+        pairs=sequences.pairs(source, target, plan),
+        pieces=verify.pieces(target, plan) if compares else [],
+    )
+
+
+def final(t: Turning, found: Found) -> None:
+    """Under the hold, once more: queues and halts on the target, and what was touched last. Errors: Aborted."""
     with t.steps.step("check"):
         if reasons := unfinished(t.conns[t.to], t):
             raise Aborted("something came up at the last moment", reasons=tuple(reasons), hint=f"{t.command} status")
         t.may_go_on()
+    if found.pieces:
+        with t.steps.step("compare"):
+            _compare(t, found)
+            t.may_go_on()
     failpoint("turn.after_check")
 
 
-def sequences_of(t: Turning) -> list[Pair]:
-    """The sequences of the side that opens, looked up before anybody waits. Errors: Refused for a file that changed."""
-    assert t.prepared is not None
-    plan = plan_for(t.spec, t.prepared, t.direction)
-    return sequences.pairs(t.conns[t.source], t.conns[t.to], plan)
+def _compare(t: Turning, found: Found) -> None:
+    """The chunks written last, as many as there is time for: nobody writes, so what differs is wrong.
+
+    Errors: Aborted on the way there. On the way back it is said: what stands on old is what was written on new.
+    """
+    budget_s = min(COMPARE_S, COMPARE_PART * t.order.max_pause_s)
+    with _limited(t, budget_s):
+        done = verify.compare_now(
+            t.conns[t.source], t.conns[t.to], found.plan, found.pieces, deadline_s=time.monotonic() + budget_s
+        )
+    tables = sorted({piece.load for piece in done.differing})
+    if tables and t.to is Side.NEW:
+        raise Aborted(
+            "rows differ under the hold, when nobody writes",
+            reasons=tuple(f"{name} differs" for name in tables),
+            hint=f"{t.command} verify; where it finds both sides equal, cutover.gates.verification: off",
+        )
+    for name in tables:
+        t.note(f"{name} differs from what the reverse mapping makes of new: `verify --direction reverse` says where")
 
 
-def advance(t: Turning, found: list[Pair]) -> None:
+@contextmanager
+def _limited(t: Turning, seconds: float) -> Iterator[None]:
+    """No statement of the comparison takes longer than its budget."""
+    conns = (t.conns[t.source], t.conns[t.to])
+    with translated("limiting the comparison"):
+        for conn in conns:
+            conn.execute(f"set statement_timeout = {max(1, int(seconds * 1000))}")
+    try:
+        yield
+    finally:
+        with translated("lifting the limit of the comparison"):
+            for conn in conns:
+                conn.execute("set statement_timeout = '30s'")
+
+
+def advance(t: Turning, found: Found) -> None:
     """Under the hold: set them past the other side's, and past every value that is there."""
     with t.steps.step("sequences"):
-        moved = sequences.advance(t.conns[t.source], t.conns[t.to], found)
+        moved = sequences.advance(t.conns[t.source], t.conns[t.to], found.pairs)
         for one in moved:
             if one.note:
                 t.note(f"sequence {one.sequence}: {one.note}")

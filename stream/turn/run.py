@@ -104,11 +104,11 @@ def _whole(t: Turning, outcome: Outcome) -> str:
     hooks.before(t)
     failpoint("turn.after_before_hook")
     with t.steps.step("look"):
-        found = drain.sequences_of(t)
+        found = drain.look(t)
         _spare(t)
     held = hold.hold(t)
     drain.drain(t)
-    drain.final(t)
+    drain.final(t, found)
     drain.advance(t, found)
     closing.intend(t)
     closing.close(t, held)

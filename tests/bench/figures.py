@@ -30,10 +30,11 @@ class Size:
     latency_s: float
     spread: int
     large_rows: int
+    turns: int
 
 
-FULL = Size(base_rows=1_000_000, transactions=20_000, latency_s=12, spread=4_000, large_rows=1_000_000)
-QUICK = Size(base_rows=200_000, transactions=6_000, latency_s=5, spread=1_500, large_rows=150_000)
+FULL = Size(base_rows=1_000_000, transactions=20_000, latency_s=12, spread=4_000, large_rows=1_000_000, turns=20)
+QUICK = Size(base_rows=200_000, transactions=6_000, latency_s=5, spread=1_500, large_rows=150_000, turns=6)
 
 
 def backfill(rig: Rig) -> dict[str, float]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import psycopg
 import pytest
 
 from connectors.postgres import fence, session
+from tests.fixtures.databases import Databases
 from tests.fixtures.ledger import writing
-from tests.fixtures.tide import Tide
+from tests.fixtures.tide import Tide, tide_on
 
 CLOSED = psycopg.errors.ReadOnlySqlTransaction
 
@@ -93,3 +95,31 @@ def test_a_transaction_that_does_not_end_is_named_and_nobody_fails(tide: Tide) -
             stuck.execute("select 1")
         stuck.close()
     tide.agree(ledger)
+
+
+def test_a_row_that_differs_is_found_under_the_hold(databases: Databases, bootstrap: str, tmp_path: Path) -> None:
+    """Every gate as it is by default; verification has passed, and then a row of new is changed behind its back."""
+    dsns = {"old": databases.old, "new": databases.new}
+    options = "cutover: {max_pause_s: 20, gates: {roundtrip: off, statistics: off}}\n"
+    with tide_on(tmp_path, dsns, bootstrap, options) as tide:
+        tide.on("old", "insert into shop.entry select i, 0, 'x' from generate_series(1, 50) i")
+        tide.drained("old")
+        tide.program("verify")
+        tide.on(
+            "new",
+            "alter table app.ledger_entry disable trigger slackwater_fence;"
+            " update app.ledger_entry set name = 'y' where id = 7;"
+            " alter table app.ledger_entry enable always trigger slackwater_fence",
+        )
+        found = tide.cutover(code=4)
+        assert found["reasons"] == ["ledger_entry differs"]
+        assert tide.open_sides() == ["old"]
+        tide.on(
+            "new",
+            "alter table app.ledger_entry disable trigger slackwater_fence;"
+            " update app.ledger_entry set name = 'x' where id = 7;"
+            " alter table app.ledger_entry enable always trigger slackwater_fence",
+        )
+        done = tide.cutover()
+        assert done["result"] == "done"
+        assert "compare" in [s["step"] for s in done["steps"]]
