@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +14,9 @@ from connectors.postgres.sequences import Pair
 from connectors.postgres.session import Connection, translated
 from schemas.direction import Side
 from schemas.errors import Aborted
-from schemas.plan import Plan
 from stream.prepared import plan_for
 from stream.turn.turning import PACE_S, Turning
 from stream.verify import final as verify
-from stream.verify.final import Piece
 
 COMPARE_S = 0.3
 COMPARE_PART = 0.06  # of the pause
@@ -67,11 +63,10 @@ def drain(t: Turning) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What was looked up before anybody waits: the plan, the sequences, the chunks to compare, youngest first."""
+    """What was looked up before anybody waits: the sequences, and what is compared; None: that gate is off."""
 
-    plan: Plan
     pairs: list[Pair]
-    pieces: list[Piece]
+    compares: verify.Ready | None
 
 
 def look(t: Turning) -> Found:
@@ -79,11 +74,11 @@ def look(t: Turning) -> Found:
     assert t.prepared is not None
     plan = plan_for(t.spec, t.prepared, t.direction)
     source, target = t.conns[t.source], t.conns[t.to]
+    accepted = t.spec.roundtrip.accept if t.to is Side.OLD else ()
     compares = t.spec.cutover.gates.verification.on
     return Found(
-        plan=plan,
         pairs=sequences.pairs(source, target, plan),
-        pieces=verify.pieces(target, plan) if compares else [],
+        compares=verify.ready(source, target, plan, accepted) if compares else None,
     )
 
 
@@ -93,23 +88,22 @@ def final(t: Turning, found: Found) -> None:
         if reasons := unfinished(t.conns[t.to], t):
             raise Aborted("something came up at the last moment", reasons=tuple(reasons), hint=f"{t.command} status")
         t.may_go_on()
-    if found.pieces:
+    if found.compares is not None:
         with t.steps.step("compare"):
-            _compare(t, found)
+            _compare(t, found.compares)
             t.may_go_on()
     failpoint("turn.after_check")
 
 
-def _compare(t: Turning, found: Found) -> None:
+def _compare(t: Turning, what: verify.Ready) -> None:
     """The chunks written last, as many as there is time for: nobody writes, so what differs is wrong.
 
-    Errors: Aborted on the way there. On the way back it is said: what stands on old is what was written on new.
+    Errors: Aborted on the way there. On the way back it is said: the rows that are on new stay there.
     """
     budget_s = min(COMPARE_S, COMPARE_PART * t.order.max_pause_s)
-    with _limited(t, budget_s):
-        done = verify.compare_now(
-            t.conns[t.source], t.conns[t.to], found.plan, found.pieces, deadline_s=time.monotonic() + budget_s
-        )
+    done = verify.compare_now(
+        t.conns[t.source], t.conns[t.to], what, deadline_s=time.monotonic() + min(budget_s, t.left_s())
+    )
     tables = sorted({piece.load for piece in done.differing})
     if tables and t.to is Side.NEW:
         raise Aborted(
@@ -119,21 +113,6 @@ def _compare(t: Turning, found: Found) -> None:
         )
     for name in tables:
         t.note(f"{name} differs from what the reverse mapping makes of new: `verify --direction reverse` says where")
-
-
-@contextmanager
-def _limited(t: Turning, seconds: float) -> Iterator[None]:
-    """No statement of the comparison takes longer than its budget."""
-    conns = (t.conns[t.source], t.conns[t.to])
-    with translated("limiting the comparison"):
-        for conn in conns:
-            conn.execute(f"set statement_timeout = {max(1, int(seconds * 1000))}")
-    try:
-        yield
-    finally:
-        with translated("lifting the limit of the comparison"):
-            for conn in conns:
-                conn.execute("set statement_timeout = '30s'")
 
 
 def advance(t: Turning, found: Found) -> None:
