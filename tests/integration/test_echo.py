@@ -1,0 +1,187 @@
+"""Joins both ways: mirrors follow the other direction's writes, so that each direction is right after every turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from schemas.direction import Direction, Side
+from tests.fixtures.preparing import Shop
+from tests.fixtures.running import Program, started_with
+from tests.fixtures.turning import drain, turn_to
+
+OLD = """
+create schema shop;
+create table shop.users (id integer primary key, email text not null);
+create table shop.profiles (user_id integer primary key, bio text);
+create table shop.people (id integer primary key, name text not null, street text, memo text);
+insert into shop.users select n, 'u' || n from generate_series(1, 50) n;
+insert into shop.profiles select n, 'bio ' || n from generate_series(1, 40) n;
+insert into shop.people select n, 'p' || n, case when n % 2 = 0 then 's' || n end, repeat('m' || n, 2000)
+  from generate_series(1, 50) n;
+"""
+
+NEW = """
+create schema app;
+create table app.account (id integer primary key, email text not null, bio text);
+create table app.person (id integer primary key, name text not null, memo text);
+create table app.address (person_id integer primary key, street text not null);
+"""
+
+FILE = """
+tables:
+  - to: account
+    select: select u.id, u.email, p.bio from users u left join profiles p on p.user_id = u.id
+  - {to: person, select: "select id, name, memo from people"}
+  - {to: address, select: "select id as person_id, street from people where street is not null"}
+reverse:
+  - {to: users, select: "select id, email from account"}
+  - {to: profiles, select: "select id as user_id, bio from account where bio is not null"}
+  - to: people
+    select: select p.id, p.name, a.street, p.memo from person p left join address a on a.person_id = p.id
+"""
+
+# What each side must be, by the other, in plain SQL.
+FORWARD = {
+    "account": "select u.id, u.email, p.bio from shop.users u left join shop.profiles p on p.user_id = u.id",
+    "person": "select id, name, memo from shop.people",
+    "address": "select id, street from shop.people where street is not null",
+}
+REVERSE = {
+    "users": "select id, email from app.account",
+    "profiles": "select id, bio from app.account where bio is not null",
+    "people": "select p.id, p.name, a.street, p.memo from app.person p left join app.address a on a.person_id = p.id",
+}
+
+
+@pytest.fixture(params=["two databases", "one database"])
+def joined(
+    request: pytest.FixtureRequest,
+    make_database: Callable[[str], str],
+    bootstrap: str,
+    topic_prefix: str,
+    migration_name: str,
+) -> Shop:
+    old = make_database("old")
+    new = old if request.param == "one database" else make_database("new")
+    shop = Shop(old=old, new=new, bootstrap=bootstrap, prefix=topic_prefix, migration=migration_name, tables=FILE)
+    shop.on_old(OLD)
+    shop.on_new(NEW)
+    return shop.with_(options="epoch: {max_rows: 300}\n")
+
+
+@pytest.fixture
+def program(joined: Shop, tmp_path: Path) -> Iterator[Program]:
+    env = {"OLD_DSN": joined.old, "NEW_DSN": joined.new, "KAFKA": joined.bootstrap}
+    with started_with(tmp_path, joined.text, env) as program:
+        program("prepare", "--yes")
+        program.start("run")
+        program("wait", "--for", "phase=streaming", "--timeout", "60")
+        program("arm", "--timeout", "60")
+        yield program
+
+
+def settled(shop: Shop, direction: Direction) -> None:
+    """The direction's stream is drained, and its targets are what plain SQL makes of its source."""
+    drain(shop, direction)
+    wanted, schema = (FORWARD, "app") if direction is Direction.FORWARD else (REVERSE, "shop")
+    from_, to = (shop.on_old, shop.on_new) if direction is Direction.FORWARD else (shop.on_new, shop.on_old)
+    for table, query in wanted.items():
+        assert sorted(to(f"select t::text from {schema}.{table} t")) == sorted(
+            from_(f"select (q.*)::text from ({query}) q")
+        ), table
+
+
+def mirrored(shop: Shop, direction: Direction) -> None:
+    """Every mirror holds what its source holds."""
+    drain(shop, direction)
+    schema = "shop" if direction is Direction.FORWARD else "app"
+    source, target = (shop.on_old, shop.on_new) if direction is Direction.FORWARD else (shop.on_new, shop.on_old)
+    prefix = f"{shop.migration}.{direction.value[0]}."
+    names = target(
+        "select relname from pg_class where relnamespace = 'slackwater_mirror'::regnamespace and relkind = 'r'"
+        " and starts_with(relname, %s)",
+        prefix,
+    )
+    assert names
+    for (name,) in names:
+        table = str(name).removeprefix(prefix)
+        assert sorted(target(f'select t::text from slackwater_mirror."{name}" t')) == sorted(
+            source(f"select t::text from {schema}.{table} t")
+        ), name
+
+
+def echoes(shop: Shop, direction: Direction) -> int:
+    """Rows that a direction has applied so far."""
+    on = shop.on_new if direction is Direction.FORWARD else shop.on_old
+    query = "select coalesce(sum(rows), 0)::int from slackwater.epoch where migration = %s and direction = %s"
+    ((rows,),) = on(query, shop.migration, direction.value)
+    return int(rows)
+
+
+def test_joins_are_exact_after_every_turn(program: Program, joined: Shop) -> None:
+    """Fails where mirrors do not see what the other direction wrote: a join would bring back what new had changed."""
+    shop = joined
+    shop.on_old("update shop.users set email = 'first' where id = 1; delete from shop.people where id = 3")
+    settled(shop, Direction.FORWARD)
+    mirrored(shop, Direction.REVERSE)
+
+    turn_to(shop, Side.NEW)
+    shop.on_new("update app.account set bio = 'by new' where id in (1, 45); delete from app.account where id = 2")
+    shop.on_new("insert into app.account values (100, 'hundred', 'b'), (101, 'no bio', null)")
+    shop.on_new("update app.person set name = 'renamed' where id = 4; delete from app.address where person_id = 6")
+    shop.on_new("update app.account set id = 77 where id = 7; update app.person set id = 78 where id = 8")
+    shop.on_new("update app.address set person_id = 78 where person_id = 8")
+    settled(shop, Direction.REVERSE)
+    mirrored(shop, Direction.FORWARD)
+    mirrored(shop, Direction.REVERSE)
+
+    turn_to(shop, Side.OLD)
+    # Each of these recomputes a join of which the other half was last written by new.
+    shop.on_old("update shop.users set email = 'by old' where id in (1, 45, 100, 77)")
+    shop.on_old("insert into shop.profiles values (101, 'late bio'); insert into shop.users values (2, 'again')")
+    shop.on_old("update shop.people set street = 'moved' where id in (4, 6, 78)")
+    settled(shop, Direction.FORWARD)
+    mirrored(shop, Direction.REVERSE)
+    mirrored(shop, Direction.FORWARD)
+
+    turn_to(shop, Side.NEW)
+    shop.on_new("update app.person set name = 'once more' where id in (4, 78); truncate app.address")
+    settled(shop, Direction.REVERSE)
+    mirrored(shop, Direction.FORWARD)
+
+
+def test_an_echo_larger_than_an_epoch(program: Program, joined: Shop) -> None:
+    shop = joined
+    turn_to(shop, Side.NEW)
+    shop.on_new("insert into app.account select n, 'n' || n, 'b' from generate_series(1000, 2500) n")
+    shop.on_new("update app.person set name = name || '!'")
+    settled(shop, Direction.REVERSE)
+    mirrored(shop, Direction.FORWARD)
+    turn_to(shop, Side.OLD)
+    shop.on_old("update shop.users set email = email || '?' where id % 3 = 0")
+    settled(shop, Direction.FORWARD)
+    run = program.background[0]
+    run.terminate()
+    run.wait(30)
+    program.start("run")
+    shop.on_old("update shop.profiles set bio = 'after' where user_id % 2 = 0")
+    settled(shop, Direction.FORWARD)
+    mirrored(shop, Direction.REVERSE)
+
+
+def test_the_target_is_not_touched_by_an_echo(program: Program, joined: Shop) -> None:
+    """Old is open: what forward writes on new comes back for reverse's mirrors, and no row of old is written by it."""
+    shop = joined
+    drain(shop, Direction.FORWARD)
+    drain(shop, Direction.REVERSE)
+    before = shop.on_old("select ctid::text, xmin::text, id from shop.people order by id")
+    carried = echoes(shop, Direction.REVERSE)
+    shop.on_old("update shop.people set name = 'x' where id = 10")
+    drain(shop, Direction.FORWARD)
+    mirrored(shop, Direction.REVERSE)
+    after = shop.on_old("select ctid::text, xmin::text, id from shop.people order by id")
+    assert [r for r in after if r not in before] == [r for r in after if r[2] == 10]
+    assert 0 < echoes(shop, Direction.REVERSE) - carried <= 3
