@@ -163,7 +163,7 @@ create table if not exists slackwater.foreign_write (   -- rows written to a sid
   state text not null default 'open',  -- open, accepted, discarded
   at timestamptz not null default clock_timestamp(),
   decided_by text, reason text, decided_at timestamptz,
-  unique (migration, side, commit_lsn, seq)
+  unique (migration, side, commit_lsn, seq, key)
 );
 
 create table if not exists slackwater.roundtrip (   -- the newest verdict on old -> new -> old; on new

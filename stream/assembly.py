@@ -3,7 +3,8 @@
 Invariants: a transaction is whole in one draft, or in a run of drafts of which only the last is complete; a change's
 position depends on the WAL alone, so a redelivered one is recognised; a row is dropped only when it ends at or below
 what Kafka holds, or when its transaction's first word is our opposite direction's echo mark: then mirrored tables' rows
-alone are kept, in epochs of their own (an epoch is wholly echo, or wholly not). A transaction that emptied a partition
+alone are kept, in epochs of their own (an epoch is wholly echo, or wholly not). A row without the mark, of a source
+that is closed to the application, stops all that comes after it (`stream.strays`). A transaction that emptied a partition
 unseen is never completed.
 """
 
@@ -32,7 +33,7 @@ from connectors.postgres.pgoutput import (
 )
 from connectors.postgres.replication import REBUILD
 from schemas.change import Op
-from schemas.control import ECHO_PREFIX, TRUNCATE_PREFIX, TURN_PREFIX
+from schemas.control import CANARY, ECHO_PREFIX, TRUNCATE_PREFIX, TURN_PREFIX
 from schemas.epoch import Epoch, Message
 from schemas.errors import Halt, SchemaChanged, SlotLost
 from schemas.partition import partition_for
@@ -40,6 +41,7 @@ from schemas.plan import Plan
 from schemas.position import ZERO, Lsn, Position, format_lsn
 from schemas.turns import TurnMessage
 from stream.relations import Relations, Route, Rows
+from stream.strays import Strays
 
 BYTES: Final = 16 << 20
 """Encoded bytes of one draft at most (and one row): three drafts are in memory at a time."""
@@ -79,6 +81,7 @@ class Assembly:
         partitions: Callable[[str], int],
         free: Callable[[], bool],
         emit: Callable[[Draft], None],
+        strays: Strays,
     ) -> None:
         self._relations = relations
         self._routes = relations.by_id
@@ -93,6 +96,7 @@ class Assembly:
         self._partitions = partitions
         self._free = free
         self._emit = emit
+        self.strays = strays
         # The epoch before the one that is being put together, and what was published before this process began.
         self._newest = resume
         self._published: Lsn = resume.end_lsn
@@ -137,12 +141,12 @@ class Assembly:
     @property
     def closable(self) -> bool:
         """Whole transactions of ours are waiting, and none is open."""
-        return not self._open and bool(self._rows or self._messages)
+        return not (self._open or self.strays) and bool(self._rows or self._messages)
 
     @property
     def bare(self) -> bool:
         """Nothing of ours is waiting: all that ends at or below `reached` was emitted, or is not ours."""
-        return not (self._open or self._rows or self._messages) and self._run is None
+        return not (self._open or self._rows or self._messages or self.strays) and self._run is None
 
     @property
     def age_s(self) -> float:
@@ -170,7 +174,7 @@ class Assembly:
                 route = routes.get(frame[ROW_RELATION])
                 if route is None:
                     raise self._relations.stranger(frame[ROW_RELATION])
-                if self._sifting and not self._keeps(route):
+                if self._sifting and not self._keeps(route, frame, OPS[letter], seq):
                     continue
                 key, value = route.encode(
                     frame[BODY:], commit_lsn=self._commit_lsn, seq=seq, xid=self._xid, commit_ms=self._commit_ms
@@ -250,6 +254,8 @@ class Assembly:
             )
         if commit.end_lsn > self.reached:
             self.reached, self._reached_at = commit.end_lsn, self._commit_us / 1e6
+        if self.strays:
+            return
         if self._trail or self._open_messages:
             self._settle()
         if self._run is not None and self._run.commit_lsn == self._commit_lsn:
@@ -273,7 +279,7 @@ class Assembly:
             route = self._routes.get(relation)
             if route is None:
                 raise self._relations.stranger(relation)
-            if self._sifting and not self._keeps(route):
+            if self._sifting and not self._keeps(route, frame, Op.TRUNCATE, seq):
                 continue
             row = route.encode(
                 frame[BODY:], commit_lsn=self._commit_lsn, seq=seq, xid=self._xid, commit_ms=self._commit_ms
@@ -311,19 +317,35 @@ class Assembly:
     def _begin_rows(self) -> None:
         """The first that is seen of a transaction is no echo mark: it is nobody's echo."""
         self._fresh = False
+        self._sifting = self._closed or bool(self.strays)
         self._apart()
 
     def _apart(self) -> None:
         """An epoch is wholly echo or wholly not: what waits and is of the other kind goes first."""
-        if self._skip == EVERYTHING:
+        if self._skip == EVERYTHING or self.strays:
             return
         if self._draft_echo is not self._echoing and (self._rows or self._messages):
             self._close(complete=True)
         self._draft_echo = self._echoing
 
-    def _keeps(self, route: Route) -> bool:
+    def _keeps(self, route: Route, frame: bytes, op: Op, seq: int) -> bool:
         """Whether a row of the open transaction is published although others of it are not."""
-        return route.table in self._mirrors
+        if self.strays:  # from the first of them on, nothing is
+            if not self._echoing and self._closed and route.table != CANARY:
+                self.strays.add(route, frame, op, Position(self._commit_lsn, seq), self._commit_us / 1e6)
+            return False
+        if self._echoing:
+            return route.table in self._mirrors
+        if route.table == CANARY:
+            return True
+        if self.strays.known(self._commit_lsn):
+            self._echoing = True
+            self._apart()
+            return route.table in self._mirrors
+        if self._rows or self._messages:
+            self._split()  # what was committed before it is whole, and goes
+        self.strays.add(route, frame, op, Position(self._commit_lsn, seq), self._commit_us / 1e6)
+        return False
 
     def _turned(self, content: str) -> None:
         """Our side was closed to the application, or opened to it."""

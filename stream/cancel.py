@@ -11,17 +11,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from connectors.failpoint import failpoint
-from connectors.postgres import catalog, control, fence, mirror, session, slots, truncation
+from connectors.postgres import control, session
 from connectors.postgres.session import Connection
 from schemas.direction import Direction, Side, slot_name
 from schemas.errors import Refused, Unavailable
 from schemas.spec import Spec
 from stream import groundwork
 from stream.phases import Phase, may_cancel
-from stream.preflight import claims, counted, identity
-from stream.preflight.kafka import topic_names
+from stream.preflight import claims
 from stream.prepared import Prepared
+from stream.removal import every_topic, take_away
 from stream.state import phase
 from stream.topics import FlowTopics
 
@@ -58,21 +57,10 @@ def cancel(
         _may(spec, old, new, mark=False)
         row = control.migration(new, spec.migration)
         prepared = None if row is None else Prepared.from_json(row.prepared)
-        names = _topics(spec, old, prepared)
-        confirm(f"End migration {spec.migration}: drop its slot, fences, control rows and topics on both sides?")
+        names = [] if keep_topics else every_topic(spec, old, new, prepared)
+        confirm(f"End migration {spec.migration}: drop its slots, fences, control rows and topics on both sides?")
         _may(spec, old, new, mark=True)
-        _sources(spec, {Side.OLD: old, Side.NEW: new}, done)
-        failpoint("cancel.after_slot")
-        _identities(spec, old, new, done)
-        _fences(spec, old, new, done)
-        failpoint("cancel.after_fences")
-        if not keep_topics and (gone := topics.delete(names)):
-            done(f"{counted(len(gone), 'topic')} deleted")
-        failpoint("cancel.after_topics")
-        # Old first: new's rows are what a cancel that is killed goes by when it is run again.
-        for conn, side in ((old, Side.OLD), (new, Side.NEW)):
-            _control(spec, conn, side, done)
-            failpoint(f"cancel.after_{side}")
+        take_away(spec, old, new, done, verb="cancel", topics=topics, names=names)
     left = () if prepared is None else (f"the tables of new.{spec.new.schema_} stay as they are, with what was copied",)
     return Outcome(result="cancelled" if steps else "already", steps=tuple(steps), left=left)
 
@@ -124,58 +112,3 @@ def _may(spec: Spec, old: Connection, new: Connection, *, mark: bool) -> None:
             raise Refused("roles of this migration run: " + "; ".join(alive), hint="stop them, then cancel again")
         if mark and not killed:
             control.set_phase(new, spec.migration, Phase.CANCELLED)
-
-
-def _topics(spec: Spec, old: Connection, prepared: Prepared | None) -> list[str]:
-    """Every topic that this migration can have: those that were prepared, and those of a `prepare` that was killed."""
-    rows, epochs, schemas = topic_names(spec, catalog.tables(old, spec.old.schema_))
-    flows = [] if prepared is None else [f for f in (prepared.forward, prepared.reverse) if f is not None]
-    known = [topic for flow in flows for topic in (*flow.topics.values(), flow.epochs_topic)]
-    own = [] if schemas is None else [schemas]
-    return sorted({*rows, epochs, *known, *own})
-
-
-def _sources(spec: Spec, sides: dict[Side, Connection], done: Callable[[str], None]) -> None:
-    """The slots, then the publications: the other way round, a capture that still ran would fail on its publication."""
-    for direction in Direction:
-        name = slot_name(spec.migration, direction)
-        if slots.drop_slot(sides[direction.source], name):
-            done(f"replication slot {name} dropped")
-        if slots.drop_publication(sides[direction.source], name):
-            done(f"publication {name} dropped")
-
-
-def _identities(spec: Spec, old: Connection, new: Connection, done: Callable[[str], None]) -> None:
-    """Replica identities that `prepare --set-replica-identity` changed, back to what they were."""
-    if not control.installed(new):
-        return
-    for side, conn in ((Side.OLD, old), (Side.NEW, new)):
-        for table, statements in identity.restores(new, spec.migration, side).items():
-            for statement in statements:
-
-                def alter(conn: Connection = conn, statement: str = statement) -> None:
-                    conn.execute(statement.encode())
-
-                fence.patiently(conn, alter, f"cannot run {statement}")
-            done(f"replica identity of {table} restored on {side}")
-
-
-def _fences(spec: Spec, old: Connection, new: Connection, done: Callable[[str], None]) -> None:
-    for conn, side in ((new, Side.NEW), (old, Side.OLD)):
-        dropped = fence.drop(conn, spec.migration)
-        if dropped:
-            done(f"fence dropped from {counted(len(dropped), 'table')} of {side}")
-        unwatched = truncation.drop(conn, spec.migration)
-        if unwatched:
-            done(f"the watch over {counted(len(unwatched), 'partition')} of {side} dropped")
-
-
-def _control(spec: Spec, conn: Connection, side: Side, done: Callable[[str], None]) -> None:
-    """The migration's rows and mirrors in one database; the control schema with the last migration in it."""
-    if not control.installed(conn):
-        return
-    with control.transaction(conn, f"cannot remove the control rows on {side}"):
-        mirror.drop_all(conn, spec.migration)
-        control.forget(conn, spec.migration)
-        gone = control.uninstall(conn, spec.migration)
-    done(f"control rows of {side} removed" + (", and the control schema" if gone else ""))

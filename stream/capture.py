@@ -30,6 +30,7 @@ from stream.metrics import Metrics
 from stream.partitions import PartitionWatch
 from stream.publisher import Publisher, Writer
 from stream.relations import Relations, Subjects
+from stream.strays import Strays
 
 log = logging.getLogger("slackwater.capture")
 
@@ -195,6 +196,7 @@ class Reader:
         self._stop = stop
         self._memberships = resume.memberships
         self._watch = PartitionWatch(task.plan, observer, task.heartbeat)
+        side = task.plan.direction.source
         self._relations = Relations(
             task.plan, database=stream.system.database, registry=task.registry, type_names=observer.type_names
         )
@@ -207,6 +209,9 @@ class Reader:
             partitions=lambda topic: publisher.partitions[topic],
             free=lambda: publisher.free,
             emit=self._emit,
+            strays=Strays(
+                side, lambda lsn: observer.decided(task.plan.migration, side, lsn)
+            ),
         )
         self._keepalive: Keepalive | None = None
         now = time.monotonic()
@@ -225,6 +230,8 @@ class Reader:
                 frames = self._stream.read(self._patience_s())
                 if frames:
                     self._assembly.take(frames)
+                if self._assembly.strays.ripe(at_rest=self._stream.at_rest):
+                    self._stray()
                 self._note()
                 self._close()
                 self._tick()
@@ -283,6 +290,8 @@ class Reader:
         if now - self._retained_at >= RETAINED_S:
             self._retained_at = now
             self._task.metrics.slot_retained(self._observer.retained_bytes(self._task.slot))
+            plan = self._task.plan
+            self._task.metrics.foreign_writes(self._observer.strays_waiting(plan.migration, plan.direction.source))
         if self._task.plan.canary is not None and now - self._sung_at >= CANARY_S:
             self._sung_at = now
             self._sing()
@@ -294,6 +303,13 @@ class Reader:
             naming.check(self._task.plan, self._observer)
             compare_memberships(self._memberships, memberships, self._task.publication)
             self._memberships = memberships
+
+    def _stray(self) -> None:
+        """Errors: Halt. Rows that nobody of ours wrote to a closed side are kept by their keys, and stop the stream."""
+        plan, strays = self._task.plan, self._assembly.strays
+        self._observer.record_strays(plan.migration, plan.direction.source, strays.rows)
+        self._task.metrics.foreign_writes(self._observer.strays_waiting(plan.migration, plan.direction.source))
+        raise strays.halt()
 
     def _sing(self) -> None:
         """The canary's age, on the target, tells of one that could not be written: the stream goes on without it."""

@@ -300,9 +300,8 @@ def wanted(spec: Spec, known: list[RoleName], ask: Sides) -> list[RoleName]:
     if isinstance(document, SlackwaterError):
         return known or names
     if document is not None and document.reverse is not None:
-        # Old has its rows: only mirrors of new are filled there.
-        roles = ROLES if document.reverse.mirrors else ("capture", "apply")
-        names += [RoleName(role, Direction.REVERSE) for role in roles]
+        # Old has its rows: backfill fills mirrors of new there, and reads again what the stream could not carry.
+        names += [RoleName(role, Direction.REVERSE) for role in ROLES]
     return names
 
 

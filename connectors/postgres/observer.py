@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from connectors.postgres import canary, catalog, session, truncation
+from connectors.postgres import canary, catalog, foreign, session, truncation
 from connectors.postgres.replication import REBUILD
 from connectors.postgres.session import translated
 from schemas import control
 from schemas.control import CANARY, CANARY_TABLE
-from schemas.direction import Direction
+from schemas.direction import Direction, Side
 from schemas.errors import Halt, SchemaChanged, SlotLost, Unavailable
 from schemas.position import Lsn, format_lsn, parse_lsn
 from schemas.snapshot import Snapshot
@@ -185,6 +185,18 @@ class Observer:
         """Write the canary, as an application would: a change of it goes the whole way of every other row."""
         with translated("writing the canary"):
             canary.sing(self._conn, migration)
+
+    def decided(self, migration: str, side: Side, commit_lsn: Lsn) -> bool:
+        """Whether somebody has decided about the foreign writes of the transaction that committed there."""
+        return foreign.decided(self._conn, migration, side, commit_lsn)
+
+    def record_strays(self, migration: str, side: Side, rows: Iterable[foreign.ForeignRow]) -> None:
+        """Keep foreign writes by table and key."""
+        foreign.record(self._conn, migration, side, rows)
+
+    def strays_waiting(self, migration: str, side: Side) -> int:
+        """Foreign writes that wait for a decision."""
+        return foreign.waiting(self._conn, migration, side)
 
     def snapshot(self) -> Snapshot:
         """What is visible now."""

@@ -41,6 +41,7 @@ _STATUS = struct.Struct(">BqqqqB")
 _MESSAGE = struct.Struct(">Bq")
 _COLUMN = struct.Struct(">Ii")
 _LENGTH = struct.Struct(">I")
+_COUNT = struct.Struct(">H")
 
 
 class Malformed(ValueError):
@@ -149,6 +150,33 @@ def type_(frame: bytes) -> Type:
         raise Malformed("a type message is cut short") from error
     _expect(frame, at)
     return Type(oid, schema or "pg_catalog", name)
+
+
+def images(frame: bytes) -> tuple[list[str | None], list[str | None]]:
+    """The old and the new image of a row message as text, in the order of the relation's columns; empty where there is
+    none. A value that was not sent reads as None: this is for keys, which always are.
+    """
+    found: dict[str, list[str | None]] = {}
+    at = BODY + 5
+    try:
+        while at < len(frame):
+            letter = chr(frame[at])
+            (count,) = _COUNT.unpack_from(frame, at + 1)
+            at += 3
+            values: list[str | None] = []
+            for _ in range(count):
+                kind = frame[at]
+                at += 1
+                if kind in b"nu":
+                    values.append(None)
+                    continue
+                (size,) = _LENGTH.unpack_from(frame, at)
+                values.append(frame[at + 4 : at + 4 + size].decode())
+                at += 4 + size
+            found["new" if letter == "N" else "old"] = values
+    except (struct.error, IndexError, UnicodeDecodeError) as error:
+        raise Malformed("a row message is cut short") from error
+    return found.get("old", []), found.get("new", [])
 
 
 def truncate(frame: bytes) -> Truncate:

@@ -1,0 +1,32 @@
+"""`slackwater finalize`: the end, after a switch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stream import finalize as finalizing
+from stream.cli import context
+
+
+def finalize(
+    drop_topics: Annotated[bool, typer.Option("--drop-topics", help="Delete the Kafka topics as well.")] = False,
+) -> None:
+    """End the migration after a switch: slots, publications, fences and the control schema go; your tables stay.
+
+    Refused while the last verification is not clean, foreign writes wait, a role runs, or somebody uses the closed
+    side within finalize.quiet_s. The journal goes with the rest: save it first with `slackwater journal --json`.
+    """
+    spec = context.spec()
+    outcome = finalizing.finalize(spec, say=context.note, confirm=context.confirm, drop_topics=drop_topics)
+    told = "is finalized" if outcome.result == "finalized" else "was not there: nothing to remove"
+    context.show(
+        {
+            "migration": spec.migration,
+            "result": outcome.result,
+            "steps": list(outcome.steps),
+            "left": list(outcome.left),
+        },
+        "\n".join([f"{spec.migration} {told}.", *outcome.left]),
+    )
