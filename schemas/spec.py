@@ -117,6 +117,10 @@ class Cutover(Part):
     gates: Gates = Field(default_factory=Gates, description="thresholds of single gates; false switches one off")
 
 
+class Finalize(Part):
+    quiet_s: float = Field(default=60.0, ge=0, description="how long nobody may have used the closed side's tables")
+
+
 class Roundtrip(Part):
     accept: list[str] = Field(default_factory=list)
 
@@ -234,6 +238,7 @@ class Spec(Part):
     cutover: Cutover = Field(default_factory=Cutover)
     roundtrip: Roundtrip = Field(default_factory=Roundtrip)
     quarantine: Quarantine = Field(default_factory=Quarantine)
+    finalize: Finalize = Field(default_factory=Finalize)
     hooks: Hooks = Field(default_factory=Hooks)
     copy_: Names = Field(default_factory=list, alias="copy", description='"*", or a list of old tables and patterns')
     exclude: Names = Field(default_factory=list, description="old tables and patterns that stay behind")

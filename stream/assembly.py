@@ -4,8 +4,8 @@ Invariants: a transaction is whole in one draft, or in a run of drafts of which 
 position depends on the WAL alone, so a redelivered one is recognised; a row is dropped only when it ends at or below
 what Kafka holds, or when its transaction's first word is our opposite direction's echo mark: then mirrored tables' rows
 alone are kept, in epochs of their own (an epoch is wholly echo, or wholly not). A row without the mark, of a source
-that is closed to the application, stops all that comes after it (`stream.strays`). A transaction that emptied a partition
-unseen is never completed.
+that is closed to the application, stops all that comes after it (`stream.strays`). A transaction that emptied a
+partition unseen is never completed.
 """
 
 from __future__ import annotations

@@ -209,9 +209,7 @@ class Reader:
             partitions=lambda topic: publisher.partitions[topic],
             free=lambda: publisher.free,
             emit=self._emit,
-            strays=Strays(
-                side, lambda lsn: observer.decided(task.plan.migration, side, lsn)
-            ),
+            strays=Strays(side, lambda lsn: observer.decided(task.plan.migration, side, lsn)),
         )
         self._keepalive: Keepalive | None = None
         now = time.monotonic()
@@ -290,8 +288,6 @@ class Reader:
         if now - self._retained_at >= RETAINED_S:
             self._retained_at = now
             self._task.metrics.slot_retained(self._observer.retained_bytes(self._task.slot))
-            plan = self._task.plan
-            self._task.metrics.foreign_writes(self._observer.strays_waiting(plan.migration, plan.direction.source))
         if self._task.plan.canary is not None and now - self._sung_at >= CANARY_S:
             self._sung_at = now
             self._sing()
@@ -308,7 +304,6 @@ class Reader:
         """Errors: Halt. Rows that nobody of ours wrote to a closed side are kept by their keys, and stop the stream."""
         plan, strays = self._task.plan, self._assembly.strays
         self._observer.record_strays(plan.migration, plan.direction.source, strays.rows)
-        self._task.metrics.foreign_writes(self._observer.strays_waiting(plan.migration, plan.direction.source))
         raise strays.halt()
 
     def _sing(self) -> None:

@@ -80,7 +80,7 @@ def finalize(
         names = every_topic(spec, old, new, prepared) if drop_topics else []
         _may(spec, old, new, mark=True)
         take_away(spec, old, new, done, verb="finalize", topics=topics, names=names)
-    kept = (f"the tables of {closed} stay as they are",)
+    kept: tuple[str, ...] = (f"the tables of {closed} stay as they are",)
     kept += () if drop_topics else ("its topics stay in Kafka, until --drop-topics or their retention ends them",)
     return Outcome(result="finalized", steps=tuple(steps), left=kept)
 
@@ -126,7 +126,7 @@ def _may(spec: Spec, old: Connection, new: Connection, *, mark: bool) -> _Standi
 def _gates(
     spec: Spec, prepared: Prepared, standing: _Standing, old: Connection, new: Connection, say: Callable[[str], None]
 ) -> None:
-    """Refused, with every reason: a verification that is not clean, foreign writes, somebody still on the closed side."""
+    """Refused, with every reason: verification that is not clean, foreign writes, somebody still on the closed side."""
     conns = {Side.OLD: old, Side.NEW: new}
     closed = standing.open_.other
     reasons: list[str] = []

@@ -76,13 +76,16 @@ class Session:
         cancel(self.reader.rows)
 
     @contextmanager
-    def transaction(self, load: str, lock: Lock, *, timeout_s: int) -> Iterator[Checkpoint]:
+    def transaction(
+        self, load: str, lock: Lock, *, timeout_s: int, as_application: bool = False
+    ) -> Iterator[Checkpoint]:
         """A target transaction in which the applier stands still; yields where. Commits, or rolls back on an error.
 
         A mirror is loaded while the target is open as well; what is computed from it is left alone then.
         """
         try:
-            self.engine.begin(holder=HOLDER, lock=lock, mirrors_only=None if load.startswith(MIRROR) else False)
+            mirrors_only = None if load.startswith(MIRROR) and not as_application else False
+            self.engine.begin(holder=HOLDER, lock=lock, mirrors_only=mirrors_only, as_application=as_application)
             with translated("opening a chunk's transaction"):
                 self.target.execute(f"set local statement_timeout = '{timeout_s}s'")
             yield self.engine.target.checkpoint()

@@ -170,6 +170,14 @@ class Rereader:
             self._s.loads.newest(load, row.barrier, lsn[0])
         return len(taken)
 
+    def take_over(self, row: LoadRow, keys: Sequence[Key]) -> None:
+        """Read rows of a closed source again for its open target: written unmarked, as the application's own."""
+        lsn = [ZERO]
+        with self._s.transaction(row.name, "exclusive", timeout_s=CHUNK_TIMEOUT_S, as_application=True) as at:
+            self._write(row, keys, at, lsn)
+            assert row.barrier is not None
+            self._s.loads.newest(row.name, row.barrier, lsn[0])
+
     def _write(self, row: LoadRow, keys: Sequence[Key], at: Checkpoint, lsn: list[Lsn]) -> None:
         assert row.barrier is not None
         load, engine, reader = row.name, self._s.engine, self._s.reader

@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -145,9 +146,11 @@ class Worker:
 
     def _halt(self, error: SlackwaterError, stop: threading.Event) -> None:
         """Stands still, alive but not ready, until somebody says `resume` or restarts the process."""
+        resumed: Callable[[], bool] | None = None
+        with suppress(SlackwaterError):  # asked again below
+            resumed = self._resumed()  # before anybody can see that it has halted, and say so at once
         self._heartbeat.halted(error.cause)
         log.error("halted: %s", error)
-        resumed: Callable[[], bool] | None = None
         while not stop.wait(RESUME_POLL_S):
             try:
                 if resumed is None:

@@ -194,10 +194,6 @@ class Observer:
         """Keep foreign writes by table and key."""
         foreign.record(self._conn, migration, side, rows)
 
-    def strays_waiting(self, migration: str, side: Side) -> int:
-        """Foreign writes that wait for a decision."""
-        return foreign.waiting(self._conn, migration, side)
-
     def snapshot(self) -> Snapshot:
         """What is visible now."""
         row = self._one("select pg_catalog.pg_current_snapshot()::text", (), "cannot take a snapshot")

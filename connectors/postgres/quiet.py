@@ -22,7 +22,8 @@ select s.schemaname || '.' || s.relname, coalesce(s.seq_scan, 0) + coalesce(s.id
 _USERS = """
 select distinct a.pid, a.usename, a.application_name
   from pg_catalog.pg_locks l join pg_catalog.pg_stat_activity a on a.pid = l.pid
- where l.locktype = 'relation' and l.database = (select oid from pg_catalog.pg_database where datname = current_database())
+ where l.locktype = 'relation'
+   and l.database = (select oid from pg_catalog.pg_database where datname = current_database())
    and l.relation in (select t.relid from pg_catalog.unnest(%s::oid[]) o, pg_catalog.pg_partition_tree(o) t
                       union select o from pg_catalog.unnest(%s::oid[]) o)
    and a.backend_type = 'client backend' and a.application_name !~ '^slackwater ' and l.pid <> pg_backend_pid()

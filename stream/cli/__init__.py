@@ -183,6 +183,22 @@ VERBS = (
         example="slackwater -c shop.yaml route --wait new --timeout 60",
     ),
     Verb(
+        name="foreign-writes",
+        module="foreign_writes",
+        summary="List, accept or discard writes to a closed side",
+        example='slackwater -c shop.yaml foreign-writes discard --reason "a forgotten batch job"',
+        changes=True,
+        asks=True,
+    ),
+    Verb(
+        name="finalize",
+        module="finalize",
+        summary="End the migration after a switch",
+        example="slackwater -c shop.yaml finalize",
+        changes=True,
+        asks=True,
+    ),
+    Verb(
         name="cancel",
         module="cancel",
         summary="End the migration and remove every trace of it",

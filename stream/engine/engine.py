@@ -86,11 +86,20 @@ class Engine:
 
     # The transaction.
 
-    def begin(self, *, holder: str, lock: Lock, writing: bool = True, mirrors_only: bool | None = False) -> None:
+    def begin(
+        self,
+        *,
+        holder: str,
+        lock: Lock,
+        writing: bool = True,
+        mirrors_only: bool | None = False,
+        as_application: bool = False,
+    ) -> None:
         """Open a transaction that may write rows: echo mark, pass, advisory lock, turn row, states of the loads.
 
         `mirrors_only`: rows reach the mirrors and nothing else, which may be while the target is open; None: only then.
-        Errors: Halt when the target is open to the application, and its own rows are to be written.
+        `as_application`: without the mark, into a target that is open: the rows are the open side's own from then on.
+        Errors: Halt when the target is open to the application, and its own rows are to be written by this direction.
         """
         migration, direction = self.plan.migration, str(self.plan.direction)
         if holder not in self._holders:
@@ -100,11 +109,12 @@ class Engine:
         with translated("opening a transaction on the target"):
             with self.conn.pipeline():
                 self.conn.execute("begin", prepare=True)
-                self.conn.execute(
-                    "select pg_logical_emit_message(true, %s, %s)",
-                    (ECHO_PREFIX, f"{migration}.{direction}"),
-                    prepare=True,
-                )
+                if not as_application:
+                    self.conn.execute(
+                        "select pg_logical_emit_message(true, %s, %s)",
+                        (ECHO_PREFIX, f"{migration}.{direction}"),
+                        prepare=True,
+                    )
                 self.conn.execute("select set_config('slackwater.pass', %s, true)", (_PASS,), prepare=True)
                 self.conn.execute(
                     f"select {take}(hashtextextended(%s, 0))", (f"slackwater.{migration}.{direction}",), prepare=True
@@ -120,10 +130,12 @@ class Engine:
             self.owners.begin()
         self.written = 0
         self.mirrors_only = mirrors_only or (mirrors_only is None and row is not None and bool(row[0]))
-        if row is None or (writing and row[0] and not self.mirrors_only):
+        refused = writing and not self.mirrors_only and row is not None and bool(row[0]) is not as_application
+        if row is None or refused:
             self.rollback()
             raise Halt(
-                f"{self._side} is open to the application: this direction must not write to it"
+                f"{self._side} is {'closed' if as_application else 'open'} to the application:"
+                " this direction must not write to it"
                 if row is not None
                 else f"{self._side} holds no turn row for {migration}",
                 hint="`slackwater status` shows which side takes writes",

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
-from connectors.kafka.epochs import last_epoch
-from schemas.direction import Direction, Side, epochs_topic
+from schemas.direction import Direction, Side
 from tests.fixtures.preparing import Shop
 from tests.fixtures.running import Program, started_with
 from tests.fixtures.turning import drain, turn_to
@@ -80,12 +80,6 @@ def rows_published(shop: Shop, direction: Direction) -> int:
     query = "select coalesce(sum(rows), 0)::int from slackwater.epoch where migration = %s and direction = %s"
     ((rows,),) = on(query, shop.migration, direction.value)
     return int(rows)
-
-
-def canaries(shop: Shop) -> int:
-    newest = last_epoch(shop.bootstrap, {}, epochs_topic(shop.prefix, shop.migration, Direction.REVERSE))
-    assert newest is not None
-    return newest.epoch
 
 
 def streaming(program: Program) -> None:
@@ -157,4 +151,100 @@ def test_nobody_runs(program: Program, plain: Shop) -> None:
     assert program.status()["phase"] == "streaming"
     program.start("run")
     assert json.loads(program("arm", "--timeout", "60", "--json"))["result"] == "done"
+    assert same(plain)
+
+
+KILLED = (
+    "arm.after_topics",
+    "arm.after_publication",
+    "arm.after_slot",
+    "arm.after_epoch_0",
+    "arm.after_checkpoint",
+    "arm.before_commit",
+)
+
+
+def test_killed_anywhere_the_next_run_completes_it(program: Program, plain: Shop) -> None:
+    streaming(program)
+    env = dict(program.env)
+    for place in (*KILLED, "arm.before_armed"):
+        program.env["SLACKWATER_FAILPOINTS"] = f"{place}=kill"
+        program("arm", "--timeout", "60", code=-9)
+        assert program.status()["phase"] == "streaming", place
+    program.env.clear()
+    program.env.update(env)
+    assert json.loads(program("arm", "--timeout", "60", "--json"))["result"] == "done"
+    turn_to(plain, Side.NEW)
+    plain.on_new("insert into app.customers values (9, 'Ida')")
+    drain(plain, Direction.REVERSE)
+    assert same(plain)
+
+
+def test_the_slot_waits_for_open_transactions_and_says_for_whom(program: Program, plain: Shop) -> None:
+    streaming(program)
+    with psycopg.connect(plain.new, application_name="a long report") as conn:
+        conn.execute("select pg_current_xact_id()")
+        arming = program.start("arm", "--timeout", "60")
+        program.until(lambda: f"waiting for pid {conn.info.backend_pid} (postgres a long report" in program.log)
+        conn.commit()
+    assert arming.wait(60) == 0
+
+
+def test_replica_identity_is_asked_for_and_set_when_told_to(program: Program, plain: Shop) -> None:
+    streaming(program)
+    plain.on_new("alter table app.log replica identity default")
+    said = program("arm", "--timeout", "30", code=3)
+    assert "new.log" in said
+    assert "slackwater arm --set-replica-identity" in said
+    program("arm", "--timeout", "60", "--set-replica-identity")
+    identity = "select relreplident::text from pg_class where oid = 'app.log'::regclass"
+    assert plain.on_new(identity) == [("f",)]
+    for process in program.background:
+        process.terminate()
+        process.wait(30)
+    program("cancel", "--yes")
+    assert plain.on_new(identity) == [("d",)]
+
+
+def load_for(shop: Shop, write: Callable[[str], object], schema: str, seconds: float) -> None:
+    began, n = time.monotonic(), 0
+    while time.monotonic() - began < seconds:
+        n += 1
+        write(f"insert into {schema}.orders (customer, total) values ({n}, {n}.5)")
+        write(f"update {schema}.customers set note = 'load {n}' where id = 1 + {n} % 2")
+        if n % 50 == 0:
+            write(f"delete from {schema}.orders where customer < {n} - 20")
+
+
+@pytest.mark.parametrize("seconds", [6, pytest.param(600, marks=pytest.mark.soak)])
+def test_nothing_echoes(program: Program, plain: Shop, seconds: int) -> None:
+    """Load, backfill, reread and repair of one direction are no row of the other's."""
+    armed(program)
+    before = rows_published(plain, Direction.REVERSE)
+    load_for(plain, plain.on_old, "shop", seconds / 2)
+    plain.on_old(
+        "insert into shop.customers select n, 'bulk', repeat('x', 5000) from generate_series(1000, 1500) n;"
+        " update shop.customers set id = id + 10000 where id > 1400"
+    )
+    drain(plain, Direction.FORWARD)
+    plain.on_new(
+        "insert into slackwater.reread (migration, direction, load, source, key, reason)"
+        " values (%s, 'forward', 'customers', 'customers', '{\"id\": \"1\"}', 'a test')",
+        plain.migration,
+    )
+    reread = "select count(*) from slackwater.reread where migration = %s"
+    program.until(lambda: plain.on_new(reread, plain.migration) == [(0,)])
+    program("verify", "--repair", "--yes")
+    drain(plain, Direction.REVERSE)
+    minutes = seconds / 60 + 2
+    assert rows_published(plain, Direction.REVERSE) - before <= minutes, "only canaries may come back"
+
+    turn_to(plain, Side.NEW)
+    before = rows_published(plain, Direction.FORWARD)
+    plain.on_new("select setval('app.orders_id_seq', 1000000)")
+    load_for(plain, plain.on_new, "app", seconds / 2)
+    drain(plain, Direction.REVERSE)
+    program("verify", "--direction", "reverse", "--repair", "--yes")
+    drain(plain, Direction.FORWARD)
+    assert rows_published(plain, Direction.FORWARD) == before
     assert same(plain)

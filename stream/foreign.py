@@ -1,0 +1,183 @@
+"""What becomes of foreign writes: taken over by the open side, or undone on the closed one.
+
+Invariant: whichever is chosen, both sides hold the same rows afterwards, and the open side's stream has the last word.
+Accepting writes the closed side's rows to the open one as an application would, unmarked, so they come back in order
+among all others of that stream; discarding has the open side's rows read again, under the rule of every reread.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import closing
+
+from connectors.failpoint import failpoint
+from connectors.postgres import control, foreign
+from connectors.postgres.foreign import Recorded
+from connectors.postgres.session import Connection, connect
+from connectors.postgres.sight import Sight, bases
+from schemas.direction import Direction, Side
+from schemas.errors import Refused
+from schemas.plan import Plan
+from schemas.spec import Spec
+from stream.journal import Actor, append
+from stream.loading import Session
+from stream.prepared import Prepared, plan_for
+from stream.reread import Rereader
+from stream.verification import Kind, Mismatch, Store
+from stream.verify.compare import Pair, agreed_hash
+from stream.verify.repair import ask, plan_repair
+from stream.verify.views import views
+
+Keys = dict[str, list[dict[str, str | None]]]
+
+
+def open_rows(conn: Connection, migration: str, side: Side) -> int:
+    """Foreign writes of a side that wait for a decision."""
+    return foreign.waiting(conn, migration, side)
+
+
+def accept(
+    spec: Spec,
+    prepared: Prepared,
+    rows: Sequence[Recorded],
+    side: Side,
+    *,
+    actor: Callable[[Connection], Actor],
+    reason: str,
+) -> int:
+    """Take the rows, as `side` has them now, over to the open side. Returns how many were decided upon.
+
+    Errors: Refused for what has no key; Contended, Unavailable: run it again, it goes on from here.
+    """
+    direction = next(d for d in Direction if d.source is side)
+    plan = plan_for(spec, prepared, direction)
+    keys = _keys(rows, "accept")
+    source, target = _dsn(spec, side), _dsn(spec, side.other)
+    with closing(Session(source, target, None, plan)) as session:
+        loads = {row.name: row for row in session.loads.all()}
+        rereader = Rereader(session, plan, limit=spec.quarantine.limit)
+        for table, wanted in keys.items():
+            for name, load in session.engine.loads.items():
+                if load.mapping.sources == (table,) and (load.is_mirror or load.mapping.row_local):
+                    rereader.take_over(loads[name], wanted)
+                    failpoint("foreign.mid_accept")
+    _decide(spec, rows, side, "accepted", actor=actor, reason=reason)
+    return len(rows)
+
+
+def discard(
+    spec: Spec,
+    prepared: Prepared,
+    rows: Sequence[Recorded],
+    side: Side,
+    *,
+    actor: Callable[[Connection], Actor],
+    reason: str,
+) -> int:
+    """Have the open side's rows read again in the place of these. Returns how many rows were asked for.
+
+    Errors: Refused for what cannot be found by a key, or is written by no mapping of that direction.
+    """
+    direction = next(d for d in Direction if d.target is side)
+    plan = plan_for(spec, prepared, direction)
+    keys = _keys(rows, "discard")
+    if unknown := sorted(keys.keys() - plan.targets.keys()):
+        raise Refused(
+            f"no mapping of the {direction} direction writes {', '.join(unknown)}: nothing can put its rows back",
+            hint=f"put them back by hand on {side}, then `slackwater foreign-writes discard --done-by-hand`",
+        )
+    source = Sight(_dsn(spec, side.other), application="slackwater foreign-writes")
+    total = 0
+    with (
+        closing(Pair(source, Sight(_dsn(spec, side), application="slackwater foreign-writes"))) as pair,
+        closing(connect(_dsn(spec, side), application="slackwater foreign-writes")) as conn,
+    ):
+        store = Store(conn, plan.migration, direction)
+        refused: dict[str, str] = {}
+        found_views = views(
+            plan,
+            pair.source.primary,
+            bases=bases(pair.target.primary, list(plan.targets.values())),
+            how=agreed_hash(pair.source, pair.target),
+            sources=plan.sources,
+            targets=plan.targets,
+            only=list(keys),
+        )
+        for view in found_views:
+            found = [Mismatch(kind=Kind.DIFFERENT, key=_target_key(plan, view.name, key)) for key in keys[view.name]]
+            asked = plan_repair(pair, plan, view, found)
+            refused |= asked.refused
+            if not asked.refused:
+                total += ask(store, view.name, asked)
+        if refused:
+            raise Refused(
+                "some rows cannot be put back by themselves",
+                reasons=tuple(f"{name}: {why}" for name, why in refused.items()),
+                hint=f"put them back by hand on {side}, then `slackwater foreign-writes discard --done-by-hand`",
+            )
+    failpoint("foreign.mid_discard")
+    _decide(spec, rows, side, "discarded", actor=actor, reason=reason)
+    return total
+
+
+def put_back_by_hand(
+    spec: Spec, rows: Sequence[Recorded], side: Side, *, actor: Callable[[Connection], Actor], reason: str
+) -> None:
+    """Somebody has put the rows back, and says so."""
+    _decide(spec, rows, side, "discarded", actor=actor, reason=f"{reason} (by hand)")
+
+
+def _keys(rows: Sequence[Recorded], verb: str) -> Keys:
+    """Table -> keys. Refused for rows without a key."""
+    nameless = sorted({row.source for row in rows if not row.key})
+    if nameless:
+        raise Refused(
+            f"{', '.join(nameless)} was truncated, or has no key: which rows it was about cannot be told",
+            hint=f"`slackwater verify` finds them; put them right, then `slackwater foreign-writes {verb}"
+            " --done-by-hand`",
+        )
+    found: Keys = defaultdict(list)
+    for row in rows:
+        key = dict(row.key)
+        if key not in found[row.source]:
+            found[row.source].append(key)
+    return found
+
+
+def _target_key(plan: Plan, table: str, key: dict[str, str | None]) -> dict[str, str | None]:
+    """The key by which the open side's mapping tells the rows of `table` apart. Refused where it is another one."""
+    mapping = next(m for m in plan.mappings if m.target == table)
+    if set(mapping.key) != set(key):
+        raise Refused(
+            f"the mapping of {table} tells its rows apart by {', '.join(mapping.key) or 'nothing'}, not by its key",
+            hint="`slackwater verify` finds what differs; put it right, then `slackwater foreign-writes discard"
+            " --done-by-hand`",
+        )
+    return key
+
+
+def _decide(
+    spec: Spec,
+    rows: Sequence[Recorded],
+    side: Side,
+    state: str,
+    *,
+    actor: Callable[[Connection], Actor],
+    reason: str,
+) -> None:
+    """Record the decision where the rows are kept, and in the journal; capture goes on then by itself."""
+    with (
+        closing(connect(_dsn(spec, side), application="slackwater foreign-writes")) as conn,
+        closing(connect(_dsn(spec, Side.NEW), application="slackwater foreign-writes")) as new,
+    ):
+        who = actor(new)
+        with control.transaction(conn, "cannot record the decision"):
+            foreign.decide(conn, rows, state, who.identity, reason)
+        detail = {"side": side.value, "rows": len(rows), "tables": sorted({r.source for r in rows}), "reason": reason}
+        append(new, spec.migration, actor=who, step=f"foreign writes {state}", detail=detail)
+        append(new, spec.migration, actor=who, step="resume", detail={"what": "capture"})
+
+
+def _dsn(spec: Spec, side: Side) -> str:
+    return str(spec.old.dsn if side is Side.OLD else spec.new.dsn)
