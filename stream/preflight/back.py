@@ -16,7 +16,7 @@ from schemas.spec import Spec
 from schemas.table import Table
 from stream.preflight import bindings, claims, identity, server, tables
 from stream.preflight.bindings import Outputs
-from stream.preflight.finding import Findings
+from stream.preflight.finding import Findings, listed
 from stream.prepared import Prepared
 
 REVERSE = Direction.REVERSE
@@ -48,7 +48,15 @@ def examine(spec: Spec, old: Connection, new: Connection, prepared: Prepared, *,
     sources = catalog.tables(new, spec.new.schema_)
     targets = catalog.tables(old, spec.old.schema_)
     _drifted(prepared, sources, targets, found)
-    full = identity.needing_full(spec, REVERSE, sources, targets) if set_identity else []
+    needing = identity.needing_full(spec, REVERSE, sources, targets)
+    full = needing if set_identity else []
+    if needing and not set_identity:
+        found.problem(
+            "replica_identity",
+            f"updates and deletes of {listed(needing)} do not send all of the row that the way back needs",
+            "`slackwater arm --set-replica-identity` sets REPLICA IDENTITY FULL there; the migration's end undoes it",
+            Side.NEW,
+        )
     assumed = {name: identity.as_full(table) if name in full else table for name, table in sources.items()}
     resolution = resolve(spec, REVERSE, assumed, targets)
     for problem in resolution.problems:
