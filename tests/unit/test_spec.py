@@ -206,7 +206,7 @@ def test_the_json_schema_knows_every_key() -> None:
     schema = json_schema()
     assert set(schema["properties"]) == {
         "migration", "old", "new", "kafka", "http", "log", "epoch", "backfill", "verify", "cutover", "roundtrip",
-        "quarantine", "hooks", "copy", "exclude", "drop", "trust", "tables", "reverse",
+        "quarantine", "finalize", "hooks", "copy", "exclude", "drop", "trust", "tables", "reverse",
     }  # fmt: skip
     assert {"to", "from", "set", "select", "sql"} <= set(schema["$defs"]["TableEntry"]["properties"])
     assert schema["additionalProperties"] is False
