@@ -42,7 +42,7 @@ class Parsed(NamedTuple):
 
 
 _Value = bytes | None
-_UNSENT = b"u"  # compared by identity; a value is never this object
+_UNSENT = b"unsent"  # compared by identity. Never one byte: Python keeps one object for each, so -59 would be this one
 _Tuple = list[_Value]
 
 
