@@ -18,7 +18,7 @@ from stream.prepared import plan_for
 from stream.turn.turning import PACE_S, Turning
 from stream.verify import final as verify
 
-COMPARE_S = 0.3
+COMPARE_S = 0.2
 COMPARE_PART = 0.06  # of the pause
 RESERVE = 0.1  # of the pause: what the steps after the token may take
 
