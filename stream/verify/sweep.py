@@ -42,6 +42,7 @@ IDLE_S = 0.1
 JUDGE_S = 1.0  # how often the throttle is asked
 CONTENDED = 5  # times that a chunk is tried again after a lock was not to be had
 QUERY_CANCELED = "57014"
+LONGEST_REST_S = 60.0  # after one chunk, or one scan of a table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,10 +298,12 @@ class Sweep:
             return None
 
     def _one(self, pair: Pair, judge: Judge, tally: Tally, chunk: Chunk) -> None:
-        view, began_s = tally.view, time.monotonic()
+        view, spent = tally.view, 0.0
         for attempt in range(CONTENDED):
             try:
+                began_s = time.monotonic()
                 compared = compare(pair, view, chunk)
+                spent += time.monotonic() - began_s  # judging is waiting, for the most part
                 found, more = self._judged(judge, view, compared)
                 if compared.more and not found:
                     raise Contended(
@@ -324,9 +327,8 @@ class Sweep:
         self._count(compared.rows)
         if self.throttle is not None:
             self.throttle.bucket.spend(compared.rows)
-        spent = time.monotonic() - began_s
         if self._hurry < 1.0:
-            self._ended.wait(spent / self._hurry - spent)
+            self._ended.wait(min(LONGEST_REST_S, spent / self._hurry - spent))
 
     def _judged(self, judge: Judge, view: View, compared: Compared) -> tuple[list[Found], bool]:
         try:

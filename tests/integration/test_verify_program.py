@@ -138,6 +138,7 @@ def test_paused_and_continuous(program: Program, shop: Shop) -> None:
     program("resume", "verify")
     assert process.wait(30) == 0
 
+    program.file.write_text(program.file.read_text() + "\nverify: {max_rows_per_s: 100000}\n")
     role = program.start("run", "verify")
     at = program.status()["verification"]["forward"]["at"]
     program.until(lambda: program.status()["verification"]["forward"]["at"] != at)
