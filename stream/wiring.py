@@ -39,7 +39,7 @@ from stream.trace import Tracing
 from stream.trace.wrote import Writers
 from stream.verify.ground import link_of
 from stream.verify.role import Continuous
-from stream.verify.sweep import Task as VerifyTask
+from stream.verify.task import Task as VerifyTask
 from stream.worker import NotYet, Role, Worker
 
 ROLES = ("capture", "apply", "backfill")

@@ -31,7 +31,8 @@ from stream.verify.compare import Pair
 from stream.verify.ground import WAIT_S, assert_loaded, guard, wanted
 from stream.verify.judging import Stopped
 from stream.verify.role import figures, health_of, throttled
-from stream.verify.sweep import Sweep, Tally
+from stream.verify.sweep import Sweep
+from stream.verify.task import Tally
 
 SHOWN = 20  # mismatches of a table on the screen; --json has all that are kept
 LINE_S = 5.0  # between two lines of progress where no terminal is

@@ -12,7 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from connectors.postgres.ranges import Chunk
+from connectors.postgres.ranges import Chunk, Kind
+from connectors.postgres.session import Connection, translated
 from connectors.postgres.sight import Sight
 from schemas import digest
 from schemas.digest import Hash, Rows
@@ -178,3 +179,25 @@ def _differing(mine: Iterable[tuple[Any, ...]], theirs: Iterable[tuple[Any, ...]
         for row in rows:
             into[row[:-1]].append(row[-1])
     return tuple(k for k in left.keys() | right.keys() if sorted(left.get(k, ())) != sorted(right.get(k, ())))
+
+
+def assert_empty(view: View, source: Connection, target: Connection) -> None:
+    """No row of a table was compared: that is clean only if a count of each side says that there is none.
+
+    Errors: Halt when there is one.
+    """
+    everything = Chunk(number=0, kind=Kind.RANGE if view.space is not None else Kind.WHOLE)
+    there = _one(target, f"select count(*) from {digest.held(view.mapping, view.table, view.bases).source}")
+    here = _one(source, f"select count(*) from {view.source(source, everything).source}")
+    if here or there:
+        raise Halt(
+            f"no row of {view.name} was compared, though there are {here} and {there}",
+            hint="rows came meanwhile, or a role may not see them: slackwater verify",
+        )
+
+
+def _one(conn: Connection, query: str) -> int:
+    with translated("counting rows"):
+        row = conn.execute(query.encode()).fetchone()
+    assert row is not None
+    return int(str(row[0]))

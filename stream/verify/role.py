@@ -23,7 +23,8 @@ from stream.throttle import Health, Throttle, read_health
 from stream.verification import Verdict, latest
 from stream.verify.ground import NotReady, assert_loaded, guard, is_wanted, release
 from stream.verify.judging import Stopped
-from stream.verify.sweep import Sweep, Tally, Task
+from stream.verify.sweep import Sweep
+from stream.verify.task import Tally, Task
 
 log = logging.getLogger("slackwater.verify")
 

@@ -11,27 +11,25 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, cast
 
 from connectors.failpoint import failpoint
 from connectors.postgres import catalog
 from connectors.postgres.ranges import Chunk, Kind
-from connectors.postgres.session import Connection, connect, translated
+from connectors.postgres.session import connect, translated
 from connectors.postgres.sight import Sight, bases
 from connectors.postgres.target import canonical
-from schemas import digest
 from schemas.digest import Hash
-from schemas.direction import Direction
 from schemas.errors import Contended, Halt, SlackwaterError, Unavailable
-from schemas.plan import Plan
 from schemas.table import Table
 from stream.throttle import Throttle
 from stream.verification import Store, Verdict
-from stream.verify.compare import Compared, Pair, agreed_hash, compare
+from stream.verify.compare import Compared, Pair, agreed_hash, assert_empty, compare
 from stream.verify.course import Course
 from stream.verify.judging import Applied, Found, Judge, Stopped, TooMany
+from stream.verify.task import Tally, Task
 from stream.verify.views import View, bare, owners, restricts, views
 from stream.verify.witness import Witness
 
@@ -43,47 +41,6 @@ JUDGE_S = 1.0  # how often the throttle is asked
 CONTENDED = 5  # times that a chunk is tried again after a lock was not to be had
 QUERY_CANCELED = "57014"
 LONGEST_REST_S = 60.0  # after one chunk, or one scan of a table
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What is compared, and between whom. `link` carries the open side's writes to the other one.
-
-    `standing` says why the stream cannot be going on, None when it can; None itself: ask its roles' heartbeats.
-    """
-
-    source_dsn: str
-    target_dsn: str
-    replica_dsn: str | None
-    plan: Plan
-    link: Direction
-    fingerprint: str
-    system_id: str
-    timeline: int
-    workers: int
-    standing: Callable[[], str | None] | None = None
-    accepted: tuple[str, ...] = ()  # target columns (table.column) whose loss was accepted
-
-
-@dataclass(slots=True, kw_only=True)
-class Tally:
-    """One table in this pass."""
-
-    view: View
-    course: Course
-    began: datetime
-    source_rows: int = 0
-    target_rows: int = 0
-    total: int = 0  # mismatched rows
-    found: list[Found] = field(default_factory=list)
-    verdict: Verdict = Verdict.RUNNING
-    more: bool = False  # so many rows differ that counting stopped
-    problem: SlackwaterError | None = None
-    concluded: bool = False
-
-    @property
-    def rows(self) -> int:
-        return max(self.source_rows, self.target_rows)
 
 
 class Sweep:
@@ -412,7 +369,8 @@ class Sweep:
             if tally.problem is None and not tally.more:
                 tally.course.assert_covered()
                 if not tally.rows:
-                    self._counted_empty(tally)
+                    with contextlib.closing(connect(self._task.target_dsn, application=APPLICATION)) as target:
+                        assert_empty(tally.view, self._planner.primary, target)
         except SlackwaterError as error:
             tally.problem = error
         if tally.problem is not None:
@@ -438,30 +396,9 @@ class Sweep:
                 (plan.migration, plan.direction.value, name, tally.began),
             )
 
-    def _counted_empty(self, tally: Tally) -> None:
-        """No row was compared: that is clean only if a count of each side says that there is none."""
-        view, planner = tally.view, self._planner
-        with contextlib.closing(connect(self._task.target_dsn, application=APPLICATION)) as conn:
-            there = _one(conn, f"select count(*) from {digest.held(view.mapping, view.table, view.bases).source}")
-        everything = Chunk(number=0, kind=Kind.RANGE if view.space is not None else Kind.WHOLE)
-        made = view.source(planner.primary, everything)
-        here = _one(planner.primary, f"select count(*) from {made.source}")
-        if here or there:
-            raise Halt(
-                f"no row of {view.name} was compared, though there are {here} and {there}",
-                hint="rows came meanwhile, or a role may not see them: slackwater verify",
-            )
-
     @property
     def how(self) -> Hash:
         return self._how
-
-
-def _one(conn: Connection, query: str) -> int:
-    with translated("counting rows"):
-        row = conn.execute(query.encode()).fetchone()
-    assert row is not None
-    return int(str(row[0]))
 
 
 def _sized(prepared: Table, now: Table | None) -> Table:

@@ -1,0 +1,56 @@
+"""What a pass is told, and what it has found of each table so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from schemas.direction import Direction
+from schemas.errors import SlackwaterError
+from schemas.plan import Plan
+from stream.verification import Verdict
+from stream.verify.course import Course
+from stream.verify.judging import Found
+from stream.verify.views import View
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is compared, and between whom. `link` carries the open side's writes to the other one.
+
+    `standing` says why the stream cannot be going on, None when it can; None itself: ask its roles' heartbeats.
+    """
+
+    source_dsn: str
+    target_dsn: str
+    replica_dsn: str | None
+    plan: Plan
+    link: Direction
+    fingerprint: str
+    system_id: str
+    timeline: int
+    workers: int
+    standing: Callable[[], str | None] | None = None
+    accepted: tuple[str, ...] = ()  # target columns (table.column) whose loss was accepted
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """One table in this pass."""
+
+    view: View
+    course: Course
+    began: datetime
+    source_rows: int = 0
+    target_rows: int = 0
+    total: int = 0  # mismatched rows
+    found: list[Found] = field(default_factory=list)
+    verdict: Verdict = Verdict.RUNNING
+    more: bool = False  # so many rows differ that counting stopped
+    problem: SlackwaterError | None = None
+    concluded: bool = False
+
+    @property
+    def rows(self) -> int:
+        return max(self.source_rows, self.target_rows)
