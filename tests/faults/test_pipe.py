@@ -28,6 +28,9 @@ from tests.fixtures.running import COMMAND, Program, started_with
 from tests.fixtures.tape import agree
 from tests.integration.test_engine import MAPPING, NEW, OLD
 
+# What the new tables do not hold has to be made up on the way back, before anything is prepared.
+REVERSE = "reverse:\n  - {to: orders, set: {customer_id: '0', status: '0'}}\n"
+
 ROLES = ("capture", "apply", "backfill")
 EXAMPLES = int(os.environ.get("SLACKWATER_PIPE_EXAMPLES", "1"))
 POINTS = {
@@ -136,7 +139,7 @@ def _migrate(
     text = (
         f'migration: {name}\nold: {{dsn: "${{OLD_DSN}}", schema: public}}\nnew: {{dsn: "${{NEW_DSN}}", schema: app}}\n'
         f'kafka: {{bootstrap: "${{KAFKA}}", topic_prefix: {name}, partitions: 2}}\n'
-        "backfill: {workers: 2, chunk_bytes: 4kB}\nepoch: {max_ms: 50, max_rows: 500}\n" + MAPPING
+        "backfill: {workers: 2, chunk_bytes: 4kB}\nepoch: {max_ms: 50, max_rows: 500}\n" + MAPPING + REVERSE
     )
     env = {"OLD_DSN": old_dsn, "NEW_DSN": new_dsn, "KAFKA": bootstrap}
     with started_with(folder, text, env) as program:
