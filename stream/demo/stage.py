@@ -106,10 +106,10 @@ class Stage:
             self._lived_at = time.monotonic()
             self.say(text)
 
-    def run(self, command: str, *, first: int = 0, last: int = 0, shown: bool = True) -> str:
+    def run(self, command: str, *, first: int = 0, last: int = 0, shown: bool = True, code: int = 0) -> str:
         """Print a command, run precisely that in `shop/`, and print the first and last lines of what it says.
 
-        Errors: DemoFailed when it exits with anything but 0.
+        Errors: DemoFailed when it exits with anything but `code`.
         """
         if shown:
             self.say(f"  {self._bold(f'$ {command}')}")
@@ -130,7 +130,7 @@ class Stage:
                 member.signal(signal.SIGKILL)
             process.communicate()
             raise
-        if process.returncode != 0:
+        if process.returncode != code:
             said = "\n".join((out + err).splitlines()[-30:])
             raise DemoFailed(f"`{command}` exited with {process.returncode}:\n{said}")
         lines = [line for line in out.splitlines() if line.strip()]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from connectors.postgres.session import connect, translated
+from stream.cli import exits
 from stream.demo.compare import compare, tables
 from stream.demo.stage import Background, DemoFailed, Stage
 
@@ -18,6 +19,11 @@ SLACKWATER = "slackwater -c migration.yaml"
 ADA = 4711  # customers.id of the customer who is followed
 CLIENTS, TPS = 4, 250
 HALFWAY = 0.5
+CORRUPTED = (  # by corrupt.sql, as verify lists them
+    "different gift_cards id=8f14e45f-ceea-167a-5a36-dedd4bea2543: cents",
+    "missing price_history sku=SKU-42, changed_on=2025-01-02",
+    "extra tax_rates country=NL, since=2099-01-01",
+)
 PATIENCE_S = 120.0
 LOOK_S = 0.5
 TOKEN = "slackwater.token"  # the prefix of the marker's logical message: part of the stream's contract
@@ -42,6 +48,8 @@ class Story:
         self._prepare()
         self._backfill()
         self._stream()
+        self._verify()
+        self._gates()
         self._compare()
 
     def _open(self) -> None:
@@ -105,6 +113,24 @@ class Story:
         self._until(lambda _: time.monotonic() - since > 6, "some seconds of streaming")
         self._show()
         stage.run(f"{SLACKWATER} status", first=9)
+
+    def _verify(self) -> None:
+        stage = self._stage
+        stage.act("Every row is compared under load; then three are corrupted, found by their keys, and repaired")
+        stage.run(f"{SLACKWATER} verify", last=4)
+        stage.run('psql "$NEW_DSN" -q -1 -v ON_ERROR_STOP=1 -f corrupt.sql')
+        said = stage.run(f"{SLACKWATER} verify --repair --yes", last=4, code=exits.NO)
+        found = [row for row in CORRUPTED if row not in " ".join(said.split())]
+        if found:
+            raise DemoFailed(f"verify did not find {', '.join(found)}:\n{said}")
+        stage.run(f"{SLACKWATER} verify", last=2)
+        stage.check()
+
+    def _gates(self) -> None:
+        stage = self._stage
+        stage.act("What stands between here and a cutover")
+        stage.run(f"{SLACKWATER} gates --recheck", first=30)
+        stage.run(f"{SLACKWATER} trace customer {ADA}", first=6)
 
     def _compare(self) -> None:
         stage = self._stage
@@ -241,12 +267,13 @@ def lag(now: Status) -> float | None:
 
 
 def part_pid(now: Status, role: str) -> int | None:
-    part = now["backfill"]["role"] if role == "backfill" else now["directions"]["forward"][role]
+    part = now["backfill"]["role"] if role == "backfill" else now["directions"].get("forward", {}).get(role)
     return None if part is None else part["pid"]
 
 
 def runs(now: Status) -> bool:
-    return all(now["directions"]["forward"][role]["state"] == "running" for role in ("capture", "apply"))
+    roles = [now["directions"].get("forward", {}).get(role) for role in ("capture", "apply")]
+    return all(part is not None and part["state"] == "running" for part in roles)
 
 
 def error(now: Status) -> str | None:
