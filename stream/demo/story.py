@@ -92,11 +92,11 @@ class Story:
         stage.say(f"  $ {SLACKWATER} status   (looked at again and again)")
         self._until(lambda now: done(now) >= HALFWAY, "half of the backfill")
         self._ada("street = '5 Rue de l''Engine', city = 'Paris', country = 'FR'")
+        killed: set[int | None] = set()
         for victim in self._victims:
-            now = self._status()
-            part = now["backfill"]["role"] if victim == "backfill" else now["directions"]["forward"][victim]
-            stage.run(f"kill -9 {part['pid']}   # {victim}")
-        killed = {part_pid(self._status(), victim) for victim in self._victims}
+            pid = self._pid(victim)
+            killed.add(pid)
+            stage.run(f"kill -9 {pid}   # {victim}")
         self._until(
             lambda now: not killed & {part_pid(now, victim) for victim in self._victims} and runs(now),
             "the killed roles to be running again",
@@ -217,7 +217,11 @@ To end it:
         self._http = next((r["http"] for r in roles if r and r["state"] == "running"), None)
         return said
 
-    def _until(self, met: Callable[[Status], bool], what: str) -> None:
+    def _pid(self, role: str) -> int | None:
+        """Where a role runs; a look that a busy machine could not answer is taken again."""
+        return part_pid(self._until(lambda now: part_pid(now, role) is not None, f"a sight of {role}"), role)
+
+    def _until(self, met: Callable[[Status], bool], what: str) -> Status:
         """Looks until `met`, with a live line of the lag. Errors: DemoFailed when it takes too long or a role halts."""
         deadline = time.monotonic() + PATIENCE_S * self._scale
         while True:
@@ -225,7 +229,7 @@ To end it:
             self._stage.check()
             self._stage.live(f"  {line(now)}")
             if met(now):
-                return
+                return now
             if halted := error(now):
                 raise DemoFailed(halted)
             if time.monotonic() > deadline:
