@@ -36,7 +36,7 @@ class _OfNew:
     foreign_keys: int
     orphans: Look | None
     unanalysed: tuple[str, ...]
-    unidentified: tuple[str, ...]
+    tables: dict[str, Table]
     rights: dict[str, dict[str, Rights]]
 
 
@@ -82,7 +82,7 @@ class Circumstances:
             foreign_keys=new.foreign_keys,
             orphans=new.orphans,
             unanalysed=new.unanalysed,
-            unidentified=new.unidentified,
+            unidentified=self._unidentified(new.tables, document),
         )
         if isinstance(old, SlackwaterError):
             return replace(found, blind=old.cause), False
@@ -116,7 +116,7 @@ class Circumstances:
             foreign_keys=len(keys),
             orphans=findings.newest(conn, document.migration, orphans.fingerprint(keys)),
             unanalysed=tuple(late),
-            unidentified=self._unidentified(now, document),
+            tables=now,
             rights={role: dict(found) for role, found in privileges.rights(conn, targets, roles).items()},
         )
 

@@ -36,13 +36,18 @@ def needing_full(
     """Streamed tables that have no usable identity, or of whose old rows a mapping needs more than they send."""
     every = {name: as_full(table) for name, table in sources.items()}
     best = resolve(spec, direction, every, targets)
+    # As a rule nothing lacks anything; only where something does is it asked table by table which one it is.
+    enough = len(resolve(spec, direction, sources, targets).problems) <= len(best.problems)
     needing: list[str] = []
     for name in best.streamed:
         table = sources[name]
         if table.identity is Identity.FULL:
             continue
-        without = resolve(spec, direction, {**every, name: table}, targets)
-        if not table.identity_columns or len(without.problems) > len(best.problems):
+        lacks = not table.identity_columns
+        if not lacks and not enough:
+            without = resolve(spec, direction, {**every, name: table}, targets)
+            lacks = len(without.problems) > len(best.problems)
+        if lacks:
             needing.append(name)
     return needing
 

@@ -46,7 +46,8 @@ def test_every_alert_has_its_runbook() -> None:
 
 def test_every_runbook_is_reached_by_an_alert() -> None:
     named = {Path(rule["annotations"]["runbook"]).name for rule in rules()}
-    assert {path.name for path in (DEPLOY / "runbooks").glob("*.md")} - {"README.md"} == named
+    by_hand = {"README.md", "cutover.md", "rollback.md"}
+    assert {path.name for path in (DEPLOY / "runbooks").glob("*.md")} - by_hand == named
 
 
 def test_runbooks_run_verbs_that_exist() -> None:

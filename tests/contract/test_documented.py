@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from schemas.errors import Halt
+from schemas.gates import NAMES
 from stream.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +63,13 @@ def test_the_outer_contract_names_them_so() -> None:
         "slackwater_safe_to_rollback", "slackwater_gate", "slackwater_phase", "slackwater_writes",
         "slackwater_pause_seconds",
     }  # fmt: skip
+
+
+def test_every_gate_is_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    table = text.split("| gate | passes when |")[1].split("\n\n")[0]
+    named = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(NAMES)
 
 
 def test_alerts_and_dashboards_read_what_exists() -> None:
