@@ -18,7 +18,7 @@ def prepared(facts: Facts, c: str) -> Gate:
         return unknown("prepared", "new does not answer", f"{c} status")
     if not facts.same_file:
         detail = "the file's mappings are not the ones that were prepared"
-        return failed("prepared", detail, f"{c} prepare, or bring the old file back")
+        return failed("prepared", detail, f"{c} prepare")
     return passed("prepared", "the file is the one that was prepared")
 
 

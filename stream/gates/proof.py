@@ -19,7 +19,7 @@ def verification(stream: Stream, spec: Spec, direction: Direction, c: str) -> Ga
     wrong = {name: t for name, t in found.tables.items() if t.state is Verdict.MISMATCHED}
     if wrong:
         rows = listed(f"{t.mismatched:,} rows of {name}" for name, t in wrong.items())
-        return failed("verification", f"not as they should be: {rows}", f"{verify} --repair, then {verify}")
+        return failed("verification", f"not as they should be: {rows}", f"{verify} --repair")
     mended = [name for name, t in found.tables.items() if t.state is Verdict.REPAIRED]
     if mended:
         return failed("verification", f"repaired, and not compared since: {listed(mended)}", verify)

@@ -72,10 +72,8 @@ def _target_row(at: Tracing, mapping: Mapping, text: str) -> Document:
     for source, rows in found.items():
         table = plan.sources[source]
         loads = [mapping.target if mapping.row_local else MIRROR + source]
-        # A chunk holds a range of keys: it has written a row only where there is one.
-        came_from += [
-            {**row, **_history(at, table, row["key"], loads if row["there"] or there["there"] else [])} for row in rows
-        ]
+        # A chunk holds a range of keys: it has loaded a row only where there is one, or a change would tell of its end.
+        came_from += [{**row, **_history(at, table, row["key"], loads if row["there"] else [])} for row in rows]
         if not rows:
             note = fed[source].note or "no row of it feeds this one now"
             came_from.append({"table": source, "key": None, "there": None, "note": note})
@@ -131,8 +129,7 @@ def _source_row(at: Tracing, table: Table, text: str) -> Document:
         if not rows.rows:
             became.append({"table": target.name, "key": None, "there": None, "note": "no row, by its mapping"})
     loads = [m.target if m.row_local else MIRROR + table.name for m in plan.reading(table.name)]
-    known = there["there"] or any(row["there"] for row in became)
-    history = _history(at, table, key, list(dict.fromkeys(loads)) if known else [])
+    history = _history(at, table, key, list(dict.fromkeys(loads)) if there["there"] else [])
     return {**_head(at, plan.direction.source, table.name, key), **there, **history, "became": became}
 
 
