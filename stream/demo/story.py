@@ -128,6 +128,8 @@ class Story:
 
     def _gates(self) -> None:
         stage = self._stage
+        stage.act("The way back is tried on the real rows: what it would lose was read, and accepted")
+        stage.run(f"{SLACKWATER} roundtrip", last=8)
         stage.act("What stands between here and a cutover")
         stage.run(f"{SLACKWATER} gates --recheck", first=30)
         stage.run(f"{SLACKWATER} trace customer {ADA}", first=6)

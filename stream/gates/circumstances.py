@@ -20,10 +20,12 @@ from schemas.names import qualified
 from schemas.plan import Plan
 from schemas.spec import Spec
 from schemas.table import Table
+from stream import roundtrip
 from stream.gates import findings, rights
 from stream.gates.facts import Facts, Look
 from stream.preflight import identity
 from stream.prepared import Prepared, plan_for
+from stream.roundtrip import Kept
 from stream.sides import Sides
 
 KEPT_S = 30.0
@@ -33,6 +35,7 @@ KEPT_S = 30.0
 class _OfNew:
     """What new says of all this."""
 
+    roundtrip: Kept | None
     foreign_keys: int
     orphans: Look | None
     unanalysed: tuple[str, ...]
@@ -79,6 +82,7 @@ class Circumstances:
             return replace(facts, blind=new.cause), False
         found = replace(
             facts,
+            roundtrip=new.roundtrip,
             foreign_keys=new.foreign_keys,
             orphans=new.orphans,
             unanalysed=new.unanalysed,
@@ -113,6 +117,7 @@ class Circumstances:
             if rows >= least and name in analysed and (known is None or known < at):
                 late.append(qualified(document.new_schema, name))
         return _OfNew(
+            roundtrip=roundtrip.latest(conn, document.migration),
             foreign_keys=len(keys),
             orphans=findings.newest(conn, document.migration, orphans.fingerprint(keys)),
             unanalysed=tuple(late),
@@ -138,6 +143,7 @@ def _writers(conn: Connection, document: Prepared) -> dict[str, dict[str, Verbs]
 def _with(facts: Facts, kept: Facts) -> Facts:
     return replace(
         facts,
+        roundtrip=kept.roundtrip,
         foreign_keys=kept.foreign_keys,
         orphans=kept.orphans,
         unanalysed=kept.unanalysed,

@@ -11,6 +11,7 @@ from schemas.direction import Direction
 from stream.lag import Lag, Stuck
 from stream.observe import SourceView, TargetView
 from stream.phases import Phase
+from stream.roundtrip import Kept
 from stream.verification import Verification
 
 
@@ -58,6 +59,7 @@ class Facts:
     loads: Mapping[str, str] | None = None  # load -> state
     strangers: tuple[str, ...] | None = None  # old tables and columns that prepare did not see
     foreign_writes: int | None = None  # rows written to a closed side, of both sides
+    roundtrip: Kept | None = None  # the newest verdict on old -> new -> old; None: there is none
     foreign_keys: int | None = None  # of new's tables
     orphans: Look | None = None  # None: not looked yet
     unanalysed: tuple[str, ...] | None = None  # tables of new without statistics of what was loaded

@@ -42,6 +42,7 @@ def _cutover(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:
     yield flow.quarantine(_sum([s.quarantined for s in both]), c)
     yield flow.reread(_sum([s.rereads for s in both]))
     yield proof.verification(forward, spec, Direction.FORWARD, c)
+    yield proof.roundtrip(facts, spec, c)
     yield surroundings.unmapped_columns(facts, c)
     yield surroundings.fence(forward, Direction.FORWARD.target, c)
     yield surroundings.foreign_keys(facts, spec, c)

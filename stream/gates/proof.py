@@ -5,7 +5,7 @@ from __future__ import annotations
 from schemas.direction import Direction
 from schemas.spec import Spec
 from stream.clock import rfc3339
-from stream.gates.facts import Stream
+from stream.gates.facts import Facts, Stream
 from stream.gates.gate import Gate, failed, listed, passed, unknown
 from stream.verification import Verdict
 
@@ -38,3 +38,25 @@ def verification(stream: Stream, spec: Spec, direction: Direction, c: str) -> Ga
         return failed("verification", f"{when}, longer ago than {limit:g} s", verify)
     rows_ = sum(t.rows or 0 for t in found.tables.values())
     return passed("verification", f"{len(found.tables)} tables clean, {rows_:,} rows, {when}")
+
+
+def roundtrip(facts: Facts, spec: Spec, c: str) -> Gate:
+    """By the newest verdict on old -> new -> old; what is accepted is what the file accepts now."""
+    look = f"{c} roundtrip"
+    if facts.foreign_keys is None:  # read in the same look at new
+        return unknown("roundtrip", facts.blind or "new does not answer", f"{c} status")
+    kept = facts.roundtrip
+    if kept is None:
+        return unknown("roundtrip", "never tried", look)
+    when = f"tried at {rfc3339(kept.at)}"
+    if kept.fingerprint != spec.fingerprint:
+        return unknown("roundtrip", f"{when}, with another file", look)
+    verdict = kept.verdict.judged(spec)
+    if verdict.unjudged:
+        said = listed(f"{t.table}: {t.problem}" for t in verdict.unjudged)
+        return unknown("roundtrip", f"could not be judged: {said}", look)
+    if verdict.losses:
+        return failed("roundtrip", f"lost on the way back: {listed(verdict.losses)}, {when}", look)
+    taken = spec.roundtrip.accept
+    accepted = f", but for what is accepted: {listed(taken)}" if taken else ""
+    return passed("roundtrip", f"nothing is lost on the way back{accepted}, {when}")

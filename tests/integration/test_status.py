@@ -223,7 +223,7 @@ def test_a_cutover_is_never_safe_without_the_way_back(running: Stage) -> None:
         running.document, lambda d: gate(d, "lag")["state"] == "passed" and gate(d, "roles")["state"] == "passed"
     )
     failing = [g["gate"] for g in document["gates"] if g["state"] != "passed"]
-    assert failing == ["verification", "armed"]
+    assert failing == ["verification", "roundtrip", "armed"]
     assert document["safe_to_cutover"] is False
 
 

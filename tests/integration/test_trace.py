@@ -99,9 +99,13 @@ def test_rows_are_traced_to_what_wrote_them(program: Program, shop: Shop) -> Non
     assert found["came_from"][0]["written_by"]["op"] == "delete"
     assert written("customer", "99") == [None]
     # One that slackwater never wrote: nothing is claimed for it, though a chunk holds its range of keys.
-    shop.on_new("alter table app.customer disable trigger slackwater_fence; insert into app.customer values (99, 'Eve')")
+    shop.on_new(
+        "alter table app.customer disable trigger slackwater_fence; insert into app.customer values (99, 'Eve')"
+    )
     assert (trace("customer", "99")["there"], written("customer", "99")) == (True, [None])
-    shop.on_new("delete from app.customer where id = 99; alter table app.customer enable always trigger slackwater_fence")
+    shop.on_new(
+        "delete from app.customer where id = 99; alter table app.customer enable always trigger slackwater_fence"
+    )
 
     # Both sides have readings: the new one is meant, unless it is said.
     assert trace("readings", "7,2024-06-06")["side"] == "new"
