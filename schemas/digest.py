@@ -89,7 +89,9 @@ def made(mapping: Mapping, table: Table, bindings: Map[str, str], bases: Map[str
 
 
 def held(mapping: Mapping, table: Table, bases: Map[str, str], where: str = "true") -> Rows:
-    """What the target has, under a condition on its columns."""
+    """What the target has, under a condition on its columns; rows that the mapping does not speak of are not its."""
+    if mapping.scope is not None:
+        where = f"({where}) and ({mapping.scope}) is true"
     cells = {o.name: _there(f"q.{quote(o.name)}", table.column(o.name), bases) for o in mapping.outputs}
     name = qualified(table.schema, table.name)
     return _rows(f"{name if table.partitioned else f'only {name}'} q", mapping, cells, where)

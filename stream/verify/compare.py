@@ -187,7 +187,8 @@ def assert_empty(view: View, source: Connection, target: Connection) -> None:
     Errors: Halt when there is one.
     """
     everything = Chunk(number=0, kind=Kind.RANGE if view.space is not None else Kind.WHOLE)
-    there = _one(target, f"select count(*) from {digest.held(view.mapping, view.table, view.bases).source}")
+    rows = digest.held(view.mapping, view.table, view.bases)
+    there = _one(target, f"select count(*) from {rows.source} where {rows.where}")
     here = _one(source, f"select count(*) from {view.source(source, everything).source}")
     if here or there:
         raise Halt(

@@ -123,7 +123,7 @@ class Witness:
             )
             rows = digest.held(view.mapping, view.table, view.bases, where)
             stored_at = "q.tableoid::text, q.ctid::text, q.xmin::text"
-            query = f"select {_cells(rows)}, {stored_at} from {rows.source} where {where}"
+            query = f"select {_cells(rows)}, {stored_at} from {rows.source} where {rows.where}"
             found = sight.all(query, f"reading {view.name} on the target")
         images, stored = _images_by_key(view, [row[:-3] for row in found]), defaultdict[Key, list[Any]](list)
         for row in found:

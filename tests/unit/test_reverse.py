@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from schemas.digest import held
 from schemas.direction import Direction
 from schemas.resolve import Resolution, resolve
 from schemas.reversal import How, Loss, Reversal
@@ -88,6 +89,14 @@ def test_a_filter_leaves_other_rows_as_they_are() -> None:
     m = only(back(text, [CUSTOMERS], [ADDRESS]))
     assert m.scope == "(\"city\" <> '')"
     assert m.row_local
+
+
+def test_rows_that_the_way_back_does_not_speak_of_are_not_compared() -> None:
+    old, new = table("t", "id integer!, gone text"), table("t", "id integer!")
+    text = "drop: [t.gone]\ntables: [{to: t, select: select id from t where gone is null}]\n"
+    m = only(back(text, [old], [new]))
+    assert held(m, old, {}, "id < 9").where == '(id < 9) and (("gone" IS NULL)) is true'
+    assert held(replace(m, scope=None), old, {}, "id < 9").where == "id < 9"
 
 
 def test_a_merge_is_taken_apart() -> None:
