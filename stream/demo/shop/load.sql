@@ -35,7 +35,8 @@ insert into profiles select id, 'fresh', 'Y' from joined where :n > 4 on conflic
 \elif :what <= 72
 update users set last_seen = localtimestamp where id = :person;
 \elif :what <= 76
-insert into profiles values (:person, 'late', 'N') on conflict (user_id) do update set bio = 'changed ' || :n, newsletter = 'Y';
+insert into profiles select id, 'late', 'N' from users where id = :person
+  on conflict (user_id) do update set bio = 'changed ' || :n, newsletter = 'Y';
 \elif :what <= 78
 delete from profiles where user_id = :person;
 \elif :what <= 82
