@@ -13,7 +13,7 @@ from schemas.errors import SlackwaterError
 
 def demo(
     full: Annotated[
-        bool, typer.Option("--full", help="Five times the rows, more roles killed, a second cutover.")
+        bool, typer.Option("--full", help="Five times the rows, more roles killed, a second cutover, and the end.")
     ] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running at the end, to play with.")] = False,
 ) -> None:
@@ -38,7 +38,7 @@ def demo(
     kept = False
     try:
         story.play()
-        Tide(stage, full=full).play()
+        Tide(stage, roles=story.roles if full else None).play()
         stage.say(f"\nDone, after {stage.elapsed_s:.0f} s.")
         kept = keep
         if keep:

@@ -40,6 +40,7 @@ class Story:
         self._victims = victims
         self._http: str | None = None
         self._load: Background | None = None
+        self.roles: Background | None = None  # `slackwater run`
 
     def play(self) -> None:
         """Every act. Errors: SlackwaterError, with the cause and what the command said."""
@@ -84,7 +85,7 @@ class Story:
         stage = self._stage
         stage.act("The new schema is prepared, and every role starts")
         stage.run(f"{SLACKWATER} prepare --yes 2>&1", first=3, last=3)
-        stage.start(f"{SLACKWATER} run", "slackwater run")
+        self.roles = stage.start(f"{SLACKWATER} run", "slackwater run")
 
     def _backfill(self) -> None:
         stage = self._stage

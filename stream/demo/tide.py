@@ -12,20 +12,27 @@ from connectors.postgres.session import connect, translated
 from schemas.direction import Side
 from stream.cli import exits
 from stream.demo.clients import Clients
-from stream.demo.stage import DemoFailed, Stage
+from stream.demo.stage import Background, DemoFailed, Stage
 
 SLACKWATER = "slackwater -c migration.yaml"
+QUIET_S = 8.0  # longer than the file's finalize.quiet_s
 ADA = 4711  # customers.id of the customer who is followed
 SLEEPER = "from pg_stat_activity where query = 'select pg_sleep(600)'"
+OURS = """
+select (select count(*) from pg_namespace where nspname like 'slackwater%')
+     + (select count(*) from pg_replication_slots where slot_name like 'slackwater%')
+     + (select count(*) from pg_publication where pubname like 'slackwater%')
+     + (select count(*) from pg_trigger where tgname like 'slackwater%')
+"""
 STUCK = 'psql "$OLD_DSN" -q -c begin -c "update stock set pieces = pieces" -c "select pg_sleep(600)"'
 
 
 class Tide:
-    """Plays after the forward story. `until` waits for a condition with the story's live line."""
+    """Plays after the forward story. With `roles`, which is its `slackwater run`, up to the end of the migration."""
 
-    def __init__(self, stage: Stage, *, full: bool = False) -> None:
+    def __init__(self, stage: Stage, *, roles: Background | None = None) -> None:
         self._stage = stage
-        self._full = full
+        self._roles = roles
         self._clients = Clients({Side.OLD: stage.env["OLD_DSN"], Side.NEW: stage.env["NEW_DSN"]})
 
     def play(self) -> None:
@@ -37,11 +44,13 @@ class Tide:
             self._turn("cutover", "The tide turns: the writes move to the new schema")
             self._new_shaped()
             self._turn("rollback", "And back again: the old schema was kept exact")
-            if self._full:
+            if self._roles is not None:
                 self._turn("cutover", "Once more, without a new backfill")
         finally:
             self._clients.stop()
         self._score()
+        if self._roles is not None:
+            self._finish(self._roles)
 
     def _arm(self) -> None:
         stage = self._stage
@@ -92,6 +101,19 @@ class Tide:
         )
         if score.lost or score.doubled or self._clients.errors:
             raise DemoFailed("the clients' ledger does not agree with what is there")
+
+    def _finish(self, roles: Background) -> None:
+        stage = self._stage
+        stage.act("Nobody wants to go back any more: every trace of the migration goes")
+        stage.run(f"{SLACKWATER} verify --direction reverse", last=3)
+        stage.say("  $ kill %run")
+        stage.end(roles)
+        time.sleep(QUIET_S)
+        stage.run(f"{SLACKWATER} finalize --yes --drop-topics 2>/dev/null", first=4)
+        left = sum(int(str(self._rows(side, OURS)[0][0])) for side in Side)
+        if left:
+            raise DemoFailed(f"{left} objects of ours are left behind")
+        stage.say("  no schema, slot, publication or trigger of slackwater is left on either side")
 
     def _status(self) -> dict[str, Any]:
         said: dict[str, Any] = json.loads(self._stage.run(f"{SLACKWATER} status --json", shown=False))

@@ -72,7 +72,12 @@ def test_a_stopped_applier_wakes_after_its_successor_and_commits_nothing(shop: S
 
 
 @pytest.mark.parametrize(
-    ("role", "place"), [("apply", "apply.in_copy"), ("apply", "apply.in_pipeline"), ("backfill", "backfill.in_copy")]
+    ("role", "place"),
+    [
+        ("apply", "apply.in_copy"),
+        pytest.param("apply", "apply.in_pipeline", marks=pytest.mark.soak),  # half a minute each
+        pytest.param("backfill", "backfill.in_copy", marks=pytest.mark.soak),
+    ],
 )
 def test_a_process_stopped_while_the_server_waits_for_it_loses_its_session(
     shop: Shop, tmp_path: Path, role: str, place: str

@@ -11,6 +11,7 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from tests.fixtures.databases import Databases
@@ -22,6 +23,7 @@ MB = 1 << 20
 WHAT = "select id, length(body), md5(encode(body, 'hex')), note from"
 
 
+@pytest.mark.soak  # most of a minute; what a row does that its topic does not take, tests/integration has on its own
 def test_rows_of_1_20_and_200_mb(databases: Databases, topic_prefix: str, migration_name: str, tmp_path: Path) -> None:
     with private_kafka({"socket.request.max.bytes": "400000000"}) as kafka:
         shop = Shop(

@@ -39,7 +39,7 @@ OPEN_AT = POINTS.index("after_open")
 OTHER = {"old": "new", "new": "old"}
 
 
-def rotating(of: int = 4) -> list[str]:
+def rotating(of: int) -> list[str]:
     """A part of the points, another one each day; all of them in the soak."""
     day = int(os.environ.get("SLACKWATER_ROTATION", time.time() // 86_400)) % of
     return [p for n, p in enumerate(POINTS) if n % of == day]
@@ -127,11 +127,11 @@ def run(tide: Tide, points: list[str], how: str) -> None:
 
 
 def test_killed(tide: Tide) -> None:
-    run(tide, rotating(), "kill")
+    run(tide, rotating(6), "kill")
 
 
 def test_stopped_and_woken_late(tide: Tide) -> None:
-    run(tide, rotating(8), "stop")
+    run(tide, rotating(16), "stop")
 
 
 @pytest.mark.soak

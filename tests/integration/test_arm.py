@@ -45,6 +45,9 @@ def make(shop: Shop) -> Shop:
     return shop.with_(tables="copy: ['*']\n")
 
 
+APART = pytest.mark.parametrize("plain", ["two databases"], indirect=True)  # where one database is no other matter
+
+
 @pytest.fixture(params=["two databases", "one database"])
 def plain(
     request: pytest.FixtureRequest,
@@ -131,6 +134,7 @@ def test_there_and_back(program: Program, plain: Shop) -> None:
     assert steps[-2:] == [("arm", None), ("phase", "armed")]
 
 
+@APART
 def test_before_it_can_be_it_is_refused(program: Program) -> None:
     assert "is not prepared" in program("arm", code=3)
     program("prepare", "--yes")
@@ -139,6 +143,7 @@ def test_before_it_can_be_it_is_refused(program: Program) -> None:
     assert "is prepared: the way back is built once every row is there" in said["error"]["cause"]
 
 
+@APART
 def test_nobody_runs(program: Program, plain: Shop) -> None:
     streaming(program)
     run = program.background[0]
@@ -164,6 +169,7 @@ KILLED = (
 )
 
 
+@APART
 def test_killed_anywhere_the_next_run_completes_it(program: Program, plain: Shop) -> None:
     streaming(program)
     env = dict(program.env)
@@ -180,6 +186,7 @@ def test_killed_anywhere_the_next_run_completes_it(program: Program, plain: Shop
     assert same(plain)
 
 
+@APART
 def test_the_slot_waits_for_open_transactions_and_says_for_whom(program: Program, plain: Shop) -> None:
     streaming(program)
     with psycopg.connect(plain.new, application_name="a long report") as conn:
@@ -190,6 +197,7 @@ def test_the_slot_waits_for_open_transactions_and_says_for_whom(program: Program
     assert arming.wait(60) == 0
 
 
+@APART
 def test_replica_identity_is_asked_for_and_set_when_told_to(program: Program, plain: Shop) -> None:
     streaming(program)
     plain.on_new("alter table app.log replica identity default")
