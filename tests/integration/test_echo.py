@@ -56,6 +56,9 @@ REVERSE = {
 }
 
 
+APART = pytest.mark.parametrize("joined", ["two databases"], indirect=True)  # where one database is no other matter
+
+
 @pytest.fixture(params=["two databases", "one database"])
 def joined(
     request: pytest.FixtureRequest,
@@ -153,6 +156,7 @@ def test_joins_are_exact_after_every_turn(program: Program, joined: Shop) -> Non
     mirrored(shop, Direction.FORWARD)
 
 
+@APART
 def test_an_echo_larger_than_an_epoch(program: Program, joined: Shop) -> None:
     shop = joined
     turn_to(shop, Side.NEW)
@@ -172,6 +176,7 @@ def test_an_echo_larger_than_an_epoch(program: Program, joined: Shop) -> None:
     mirrored(shop, Direction.REVERSE)
 
 
+@APART
 def test_the_target_is_not_touched_by_an_echo(program: Program, joined: Shop) -> None:
     """Old is open: what forward writes on new comes back for reverse's mirrors, and no row of old is written by it."""
     shop = joined

@@ -150,7 +150,7 @@ def steps(rng: random.Random) -> list[Callable[[], str]]:
     ]
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(n, marks=pytest.mark.soak) for n in range(3, 12))])
 def test_anything_that_happens_is_what_the_selects_say(tape: Tape, seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(40):
@@ -163,7 +163,7 @@ def test_anything_that_happens_is_what_the_selects_say(tape: Tape, seed: int) ->
         tape.agrees()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [*range(2), *(pytest.param(n, marks=pytest.mark.soak) for n in range(2, 8))])
 def test_while_it_is_backfilled(databases: Databases, seed: int) -> None:
     rng = random.Random(seed)
     filling = Filling(databases, OLD + LOTS, NEW, MAPPING)

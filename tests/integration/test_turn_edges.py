@@ -205,7 +205,7 @@ def test_no_transaction_is_ever_the_victim_of_a_deadlock_with_us(tide: Tide) -> 
     assert after == before
 
 
-@pytest.mark.parametrize("role", ["capture", "apply"])
+@pytest.mark.parametrize("role", ["apply", pytest.param("capture", marks=pytest.mark.soak)])
 def test_a_role_is_killed_under_the_hold(tide: Tide, role: str) -> None:
     """It is started again in time, or the turn gives up; either way nothing is lost."""
     ledger = tide.ledger()
