@@ -66,6 +66,7 @@ _CONTROL: Mapping[str, Mapping[str, str]] = {
         APPLY: "select",
         BACKFILL: "select, insert, update, delete",
     },
+    "roundtrip": {CAPTURE: "select", APPLY: "select", BACKFILL: "select"},
     "verify_chunk": {BACKFILL: "select, insert, update, delete"},
     "gate": {CAPTURE: "select", APPLY: "select, insert, update, delete", BACKFILL: "select"},
     "finding": {CAPTURE: "select", APPLY: "select, insert, update, delete", BACKFILL: "select"},

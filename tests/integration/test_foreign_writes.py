@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -72,6 +74,8 @@ def test_on_old_after_a_cutover(program: Program, plain: Shop, verb: str) -> Non
     turn_to(plain, Side.NEW)
     plain.on_new("insert into app.customers values (3, 'Eve')")
     drain(plain, Direction.REVERSE)
+    capture = program.forward()["capture"]["pid"]
+    os.kill(capture, signal.SIGSTOP)  # so that it meets both transactions at once
     plain.on_old(
         past(
             "shop.customers",
@@ -80,6 +84,7 @@ def test_on_old_after_a_cutover(program: Program, plain: Shop, verb: str) -> Non
         )
     )
     plain.on_old(past("shop.customers", "insert into shop.customers values (51, 'another')"))
+    os.kill(capture, signal.SIGCONT)
     program.until(lambda: halted(program, "forward"))
     keys = sorted(int(key["id"]) for _, _, key, _ in listed(program))
     assert keys == [1, 2, 3, 30, 50, 51]
