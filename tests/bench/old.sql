@@ -1,13 +1,13 @@
 -- One table of rows of about 200 bytes, one for the probes, and twenty small ones.
 create table item (
-  id bigint primary key, nm text not null, email text not null, amount text not null, status integer not null,
+  id bigint primary key, nm text not null, email text not null, amount text not null, status integer not null default 0,
   made timestamptz not null, note text not null
 );
 create table probe (id bigint primary key, sent double precision not null);
 do $$ begin
   for n in 0..20 loop  -- t0 stands alone against t1 to t20 together
     execute format('create table t%s (id bigint primary key, nm text not null, email text not null, amount text not null, '
-                   'status integer not null, made timestamptz not null, note text not null)', n);
+                   'status integer not null default 0, made timestamptz not null, note text not null)', n);
   end loop;
 end $$;
 
