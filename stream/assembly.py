@@ -1,19 +1,19 @@
 """From frames to drafts of epochs: what belongs together, what is ours, what was published before.
 
-Invariants: a transaction is whole in one draft, or in a run of drafts of which only the last is complete; a change's
-position depends on the WAL alone, so a redelivered one is recognised; a row is dropped only when it ends at or below
-what Kafka holds, or when its transaction's first word is our opposite direction's echo mark: then mirrored tables' rows
-alone are kept, in epochs of their own (an epoch is wholly echo, or wholly not). A row without the mark, of a source
-that is closed to the application, stops all that comes after it (`stream.strays`). A transaction that emptied a
-partition unseen is never completed.
+Invariants: a change's position depends on the WAL alone, so a redelivered one is recognised; a row is dropped only when
+it ends at or below what Kafka holds, or when its transaction's first word is our opposite direction's echo mark: then
+mirrored tables' rows alone are kept, in epochs of their own (an epoch is wholly echo, or wholly not). A row without the
+mark, of a source that is closed to the application, stops all that comes after it (`stream.strays`). A transaction that
+emptied a partition unseen is never completed. What was published and must be delivered again, is (`awaited`): a source
+that does not, has another history than Kafka.
+
+Where an epoch ends, and what is in it, is decided in `stream.drafts`.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Final
 
 from connectors.postgres import pgoutput
@@ -40,34 +40,21 @@ from schemas.partition import partition_for
 from schemas.plan import Plan
 from schemas.position import ZERO, Lsn, Position, format_lsn
 from schemas.turns import TurnMessage
-from stream.relations import Relations, Route, Rows
+from stream.drafts import BYTES, OPS, Draft, Drafts
+from stream.relations import Relations, Route
 from stream.strays import Strays
 
-BYTES: Final = 16 << 20
-"""Encoded bytes of one draft at most (and one row): three drafts are in memory at a time."""
 OURS: Final = "slackwater."
 EVERYTHING: Final = 1 << 62
 REPORT: Final = "report this with the server's version; nothing of it was published"
-
-OPS: Final = {INSERT: Op.INSERT, UPDATE: Op.UPDATE, DELETE: Op.DELETE, TRUNCATE: Op.TRUNCATE}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draft:
-    """An epoch that only lacks its extents. `xids` must be visible before it is published."""
-
-    epoch: Epoch
-    batches: dict[tuple[str, int], Rows]
-    xids: frozenset[int]
-    changes: dict[tuple[str, str], int]  # (op, "schema.table") -> n
-    begun: float  # time.monotonic() of its first change
 
 
 class Assembly:
     """Takes frames in order and hands drafts to `emit`, which may block. Belongs to one thread.
 
-    `free()` says whether a draft would be taken at once: while it would not, an epoch older than `max_ms` grows on, up
-    to `max_rows` and BYTES. `partitions(topic)` is asked once per table and epoch.
+    `confirmed` is where the slot begins to send. `free()` says whether a draft would be taken at once: while it would
+    not, an epoch older than `max_ms` grows on, up to `max_rows` and BYTES. `partitions(topic)` is asked once per table
+    and epoch.
     """
 
     def __init__(
@@ -76,6 +63,7 @@ class Assembly:
         relations: Relations,
         *,
         resume: Epoch,
+        confirmed: Lsn,
         max_rows: int,
         max_ms: int,
         partitions: Callable[[str], int],
@@ -93,14 +81,14 @@ class Assembly:
         self._mirrors = frozenset(plan.mirrors)
         self._max_rows = max_rows
         self._max_s = max_ms / 1000
-        self._partitions = partitions
         self._free = free
-        self._emit = emit
+        self._drafts = Drafts(relations, resume=resume, partitions=partitions, emit=emit)
         self.strays = strays
-        # The epoch before the one that is being put together, and what was published before this process began.
-        self._newest = resume
+        # What was published before this process began.
         self._published: Lsn = resume.end_lsn
         self._run: Position | None = None if resume.complete else resume.last  # inside a run of incomplete epochs
+        last = resume.last.commit_lsn
+        self._awaited: Lsn | None = last if confirmed < last else None
         self.reached: Lsn = resume.end_lsn  # everything that ends at or below it has been taken
         self._reached_at = resume.committed_at
         # The open transaction.
@@ -114,53 +102,33 @@ class Assembly:
         self._fresh = False  # nothing of the transaction has been seen yet
         self._echoing = False  # it is the opposite direction's work
         self._sifting = False  # not all of its rows are published
-        self._draft_echo = False  # so are the whole transactions that wait
         self._closed = resume.closed  # the source is closed to the application
-        self._trail: list[Rows] = []  # where each of its rows in the draft went, in order
-        self._letters = bytearray()  # and what each was
-        self._open_messages = 0
         self._emptied: dict[int, str] = {}  # root -> a partition of it whose TRUNCATE only its trigger told of
-        self._clear()
-
-    def _clear(self) -> None:
-        for route in self._relations:
-            self._empty(route)
-        self._rows = 0  # of whole transactions
-        self._bytes = 0
-        self._messages: list[Message] = []
-        self._xids: set[int] = set()
-        self._first_us = 0
-        self._last_us = 0
-        self._last: Position = self._newest.last
-        self._begun = 0.0
-
-    def _empty(self, route: Route) -> None:
-        route.rows = [[] for _ in range(self._partitions(route.topic))]
-        route.counts = dict.fromkeys(OPS, 0)
 
     @property
     def closable(self) -> bool:
         """Whole transactions of ours are waiting, and none is open."""
-        return not (self._open or self.strays) and bool(self._rows or self._messages)
+        return not (self._open or self.strays) and self._drafts.waiting
 
     @property
     def bare(self) -> bool:
         """Nothing of ours is waiting: all that ends at or below `reached` was emitted, or is not ours."""
-        return not (self._open or self._rows or self._messages or self.strays) and self._run is None
+        return not (self._open or self._drafts.waiting or self.strays) and self._run is None
 
     @property
     def age_s(self) -> float:
         """How long the oldest whole transaction that waits has waited."""
-        return time.monotonic() - self._begun if self._begun else 0.0
+        return self._drafts.age_s
 
     @property
     def newest(self) -> Epoch:
         """The last epoch that was emitted; before the first, the one resumed from."""
-        return self._newest
+        return self._drafts.newest
 
     def take(self, frames: list[bytes]) -> None:
         """Errors: Halt (a relation that was not announced, a message that is not understood), what `emit` raises."""
-        routes, trail, letters = self._routes, self._trail, self._letters
+        routes, drafts = self._routes, self._drafts
+        trail, letters = drafts.trail, drafts.letters
         max_rows = self._max_rows
         for frame in frames:
             letter = frame[BODY]
@@ -184,8 +152,8 @@ class Assembly:
                 trail.append(rows)
                 letters.append(letter)
                 route.counts[letter] += 1
-                self._bytes += len(value)
-                if self._rows + len(trail) >= max_rows or self._bytes >= BYTES:
+                drafts.bytes += len(value)
+                if drafts.rows + len(trail) >= max_rows or drafts.bytes >= BYTES:
                     self._overflow()
             elif letter == BEGIN:
                 self._begin(frame)
@@ -195,7 +163,7 @@ class Assembly:
                 self._relations.describe(pgoutput.relation(frame))
                 for described in self._relations:
                     if not described.rows:
-                        self._empty(described)
+                        drafts.empty(described)
             elif letter == TRUNCATE:
                 self._truncate(frame)
             elif letter == MESSAGE:
@@ -206,11 +174,16 @@ class Assembly:
     def idle(self, lsn: Lsn, at: float) -> None:
         """The server has nothing of ours that ends at or below `lsn`, by its clock `at` (seconds since 1970, UTC)."""
         if self.bare and lsn > self.reached:
+            if self._awaited is not None:
+                raise self._other_history()
             self.reached, self._reached_at = lsn, at
 
     def close(self) -> None:
         """Emits what is waiting, or an empty epoch. Only where `closable` or `bare`."""
-        self._close(complete=True)
+        self._close()
+
+    def _close(self, *, complete: bool = True) -> None:
+        self._drafts.close(self.reached, self._reached_at, complete=complete, closed=self._closed)
 
     def _begin(self, frame: bytes) -> None:
         begin = pgoutput.begin(frame)
@@ -221,6 +194,10 @@ class Assembly:
                 f" came after {format_lsn(max(self._commit_lsn, self.reached))}",
                 hint=REPORT,
             )
+        if begin.commit_lsn == self._awaited:
+            self._awaited = None
+        elif self._awaited is not None and not redelivered:
+            raise self._other_history()
         self._open = True
         self._fresh = True
         self._commit_lsn, self._commit_us, self._xid = begin
@@ -256,17 +233,25 @@ class Assembly:
             self.reached, self._reached_at = commit.end_lsn, self._commit_us / 1e6
         if self.strays:
             return
-        if self._trail or self._open_messages:
+        drafts = self._drafts
+        if drafts.open:
             self._settle()
         if self._run is not None and self._run.commit_lsn == self._commit_lsn:
             self._run = None
-            self._close(complete=True)
-        elif (self._rows or self._messages) and (
-            self._rows >= self._max_rows or (time.monotonic() - self._begun >= self._max_s and self._free())
-        ):
-            self._close(complete=True)
+            self._close()
+        elif drafts.waiting and (drafts.rows >= self._max_rows or (drafts.age_s >= self._max_s and self._free())):
+            self._close()
+
+    def _other_history(self) -> SlotLost:
+        assert self._awaited is not None
+        return SlotLost(
+            f"the slot went on without sending the transaction that committed at {format_lsn(self._awaited)} again,"
+            " which Kafka holds: the source was restored from a copy of itself, and has another history since",
+            hint=REBUILD,
+        )
 
     def _truncate(self, frame: bytes) -> None:
+        drafts = self._drafts
         for oid in pgoutput.truncate(frame).relations:
             self._emptied.pop(oid, None)  # the whole of it: its partitions' triggers fired just before
             seq = self._seq
@@ -284,7 +269,7 @@ class Assembly:
             row = route.encode(
                 frame[BODY:], commit_lsn=self._commit_lsn, seq=seq, xid=self._xid, commit_ms=self._commit_ms
             )
-            self._add(route, TRUNCATE, row)
+            drafts.add(route, TRUNCATE, row)
 
     def _message(self, message: pgoutput.LogicalMessage) -> None:
         """Tokens and turns of ours are carried along; an echo mark counts where it comes first."""
@@ -311,8 +296,7 @@ class Assembly:
             position = Position(self._commit_lsn, seq)
             if message.prefix == TURN_PREFIX:
                 self._turned(message.content.decode())
-            self._messages.append(Message(prefix=message.prefix, content=message.content.decode(), position=position))
-            self._open_messages += 1
+            self._drafts.say(Message(prefix=message.prefix, content=message.content.decode(), position=position))
 
     def _begin_rows(self) -> None:
         """The first that is seen of a transaction is no echo mark: it is nobody's echo."""
@@ -324,9 +308,9 @@ class Assembly:
         """An epoch is wholly echo or wholly not: what waits and is of the other kind goes first."""
         if self._skip == EVERYTHING or self.strays:
             return
-        if self._draft_echo is not self._echoing and (self._rows or self._messages):
-            self._close(complete=True)
-        self._draft_echo = self._echoing
+        if self._drafts.echo is not self._echoing and self._drafts.waiting:
+            self._close()
+        self._drafts.echo = self._echoing
 
     def _keeps(self, route: Route, frame: bytes, op: Op, seq: int) -> bool:
         """Whether a row of the open transaction is published although others of it are not."""
@@ -342,7 +326,7 @@ class Assembly:
             self._echoing = True
             self._apart()
             return route.table in self._mirrors
-        if self._rows or self._messages:
+        if self._drafts.waiting:
             self._split()  # what was committed before it is whole, and goes
         self.strays.add(route, frame, op, Position(self._commit_lsn, seq), self._commit_us / 1e6)
         return False
@@ -365,79 +349,17 @@ class Assembly:
             and document.get("direction", self._direction) == self._direction
         )
 
-    def _add(self, route: Route, letter: int, row: tuple[bytes | None, bytes]) -> None:
-        rows = route.rows[0 if row[0] is None else partition_for(row[0], len(route.rows))]
-        rows.append(row)
-        self._trail.append(rows)
-        self._letters.append(letter)
-        route.counts[letter] += 1
-        self._bytes += len(row[1])
-
     def _settle(self) -> None:
-        """The open transaction's rows and messages so far become part of the draft for good."""
-        self._xids.add(self._xid)
-        self._first_us = min(self._first_us or self._commit_us, self._commit_us)
-        self._last_us = max(self._last_us, self._commit_us)
-        self._last = Position(self._commit_lsn, self._seq - 1)
-        self._rows += len(self._trail)
-        self._trail.clear()
-        self._letters.clear()
-        self._open_messages = 0
-        self._begun = self._begun or time.monotonic()
+        self._drafts.settle(self._xid, self._commit_us, Position(self._commit_lsn, self._seq - 1))
+
+    def _split(self) -> None:
+        self._drafts.split(self.reached, self._reached_at, closed=self._closed)
 
     def _overflow(self) -> None:
         """A bound is met inside a transaction: what is whole goes first; one larger than a draft goes in parts."""
-        if self._rows or len(self._messages) > self._open_messages:
+        if self._drafts.whole:
             self._split()
         else:
             self._settle()
-            self._run = self._last
+            self._run = Position(self._commit_lsn, self._seq - 1)
             self._close(complete=False)
-
-    def _split(self) -> None:
-        """Closes the whole transactions and carries the open one over into the next draft."""
-        owner = {id(rows): route for route in self._relations for rows in route.rows}
-        carried = [
-            (owner[id(rows)], letter, rows.pop())
-            for rows, letter in zip(reversed(self._trail), reversed(self._letters), strict=True)
-        ]
-        for route, letter, _ in carried:
-            route.counts[letter] -= 1
-        whole = len(self._messages) - self._open_messages
-        messages = self._messages[whole:]
-        del self._messages[whole:]
-        self._trail.clear()
-        self._letters.clear()
-        self._close(complete=True)
-        self._messages = messages
-        for route, letter, row in reversed(carried):
-            self._add(route, letter, row)
-
-    def _close(self, *, complete: bool) -> None:
-        routes = [route for route in self._relations if any(route.counts.values())]
-        epoch = replace(
-            self._newest,
-            epoch=self._newest.epoch + 1,
-            previous=self._newest.epoch,
-            end_lsn=self.reached,
-            last=self._last,
-            committed_at=self._last_us / 1e6 if self._last_us else self._reached_at,
-            first_committed_at=self._first_us / 1e6 if self._first_us else self._reached_at,
-            published_at=0.0,
-            rows={route.name: sum(route.counts.values()) for route in routes},
-            extents={},
-            messages=tuple(self._messages),
-            complete=complete,
-            echo=self._draft_echo and bool(routes),
-            closed=self._closed,
-        )
-        draft = Draft(
-            epoch=epoch,
-            batches={(route.topic, p): rows for route in routes for p, rows in enumerate(route.rows) if rows},
-            xids=frozenset(self._xids),
-            changes={(OPS[x], route.name): n for route in routes for x, n in route.counts.items() if n},
-            begun=self._begun or time.monotonic(),
-        )
-        self._newest = epoch
-        self._clear()
-        self._emit(draft)

@@ -22,9 +22,10 @@ from connectors.postgres.replication import REBUILD, Replication
 from schemas.epoch import Epoch
 from schemas.errors import SchemaChanged, SlackwaterError, SlotLost, StreamGap
 from schemas.plan import Plan
-from schemas.position import format_lsn
+from schemas.position import Lsn, format_lsn
 from stream import naming
-from stream.assembly import Assembly, Draft
+from stream.assembly import Assembly
+from stream.drafts import Draft
 from stream.heartbeat import Heartbeat
 from stream.metrics import Metrics
 from stream.partitions import PartitionWatch
@@ -103,7 +104,7 @@ class Capture:
             try:
                 resume = self._newest(publisher, stop)
                 if resume is not None:
-                    self._assert(observer, stream, resume, memberships)
+                    confirmed = self._assert(observer, stream, resume, memberships)
                     stream.confirm(resume.end_lsn)
                     task.heartbeat.running()
                     Reader(
@@ -112,6 +113,7 @@ class Capture:
                         stream=stream,
                         publisher=publisher,
                         resume=replace(resume, memberships=memberships),
+                        confirmed=confirmed,
                         stop=stop,
                     ).run()
             finally:
@@ -137,12 +139,19 @@ class Capture:
                 self._task.heartbeat.starting(publisher.waits_for)
         return None
 
-    def _assert(self, observer: Observer, stream: Replication, resume: Epoch, memberships: dict[str, int]) -> None:
+    def _assert(self, observer: Observer, stream: Replication, resume: Epoch, memberships: dict[str, int]) -> Lsn:
+        """Where the slot begins to send. Errors: SlotLost, SchemaChanged, Unavailable."""
         system = stream.system
         if (resume.system_id, resume.timeline) != (system.system_id, system.timeline):
             raise SlotLost(
                 f"the source is another cluster or timeline than the newest epoch came from: {system.system_id}"
                 f" timeline {system.timeline}, not {resume.system_id} timeline {resume.timeline}",
+                hint=REBUILD,
+            )
+        if system.flushed_lsn < resume.end_lsn:
+            raise SlotLost(
+                f"the source's WAL ends at {format_lsn(system.flushed_lsn)}, before the newest epoch's end at"
+                f" {format_lsn(resume.end_lsn)}: it was restored from a copy of itself, and lacks what Kafka holds",
                 hint=REBUILD,
             )
         slot = self._task.slot
@@ -154,6 +163,7 @@ class Capture:
                 continue
         check_slot(facts, slot=slot, owner_pid=stream.pid, durable=resume.end_lsn)
         compare_memberships(resume.memberships, memberships, self._task.publication)
+        return facts.confirmed
 
 
 def compare_memberships(before: dict[str, int], now: dict[str, int], publication: str) -> None:
@@ -187,6 +197,7 @@ class Reader:
         stream: Replication,
         publisher: Publisher,
         resume: Epoch,
+        confirmed: Lsn,
         stop: threading.Event,
     ) -> None:
         self._task = task
@@ -204,6 +215,7 @@ class Reader:
             task.plan,
             self._relations,
             resume=resume,
+            confirmed=confirmed,
             max_rows=task.max_rows,
             max_ms=task.max_ms,
             partitions=lambda topic: publisher.partitions[topic],

@@ -17,7 +17,7 @@ from connectors.postgres.observer import Observer
 from schemas.epoch import Epoch, Extent
 from schemas.errors import StreamGap
 from schemas.position import Lsn
-from stream.assembly import Draft
+from stream.drafts import Draft
 from stream.metrics import Metrics
 from stream.relations import Rows
 

@@ -23,7 +23,7 @@ import psutil
 import psycopg
 from psycopg import sql
 
-from connectors.local.binaries import binary
+from connectors.local.binaries import binary, major
 from connectors.local.processes import (
     Identity,
     LocalFailed,
@@ -61,6 +61,8 @@ host  all          {SUPERUSER}  127.0.0.1/32  scram-sha-256
 host  all          all          127.0.0.1/32  trust
 """
 STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+# The same order and letters on every machine: 17 brought a provider that knows all letters and needs no locale.
+LOCALE = ("--locale-provider=builtin", "--builtin-locale=C.UTF-8")
 NO_SUCH_PID = 2**22 + 1  # above the largest pid that Linux or macOS gives
 
 
@@ -240,7 +242,7 @@ class Postgres:
         try:
             self.run(
                 "initdb", "-D", draft, "-U", SUPERUSER, "--pwfile", password, "--auth=scram-sha-256", "--no-sync",
-                "-E", "UTF8", "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
+                "-E", "UTF8", "--no-locale", *(LOCALE if major() >= 17 else ()),
             )  # fmt: skip
         finally:
             password.unlink()

@@ -23,7 +23,7 @@ from psycopg import conninfo, errors, pq
 from connectors.postgres import pgoutput, session
 from connectors.postgres.session import translated
 from schemas.errors import Halt, SchemaChanged, SlackwaterError, SlotLost, Unavailable
-from schemas.position import ZERO, Lsn, format_lsn
+from schemas.position import ZERO, Lsn, format_lsn, parse_lsn
 
 FRAMES: Final = 1000
 """At most so many frames a read: one read's work stays well below any timeout."""
@@ -33,10 +33,11 @@ FEEDBACK_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class System:
-    """IDENTIFY_SYSTEM."""
+    """IDENTIFY_SYSTEM. `flushed_lsn`: the end of the WAL that is on disk, which nothing that was sent lies past."""
 
     system_id: str
     timeline: int
+    flushed_lsn: Lsn
     database: str
 
 
@@ -68,7 +69,12 @@ class Replication:
                 try:
                     self._conn.add_notice_handler(self._noticed)
                     row: Any = self._conn.execute("IDENTIFY_SYSTEM").fetchone()
-                    self.system = System(system_id=str(row[0]), timeline=int(row[1]), database=str(row[3]))
+                    self.system = System(
+                        system_id=str(row[0]),
+                        timeline=int(row[1]),
+                        flushed_lsn=parse_lsn(row[2]),
+                        database=str(row[3]),
+                    )
                     timeout: Any = self._conn.execute(
                         "select setting::bigint from pg_catalog.pg_settings where name = 'wal_sender_timeout'"
                     ).fetchone()
