@@ -141,6 +141,7 @@ create table if not exists slackwater.reread (
   migration text not null, direction text not null, load text not null, source text not null,
   key jsonb not null, reason text not null, asked_at timestamptz not null default clock_timestamp(),
   attempts integer not null default 0,
+  carried jsonb,                       -- a row that took another key: its new key, and the columns no mapping writes
   primary key (migration, direction, load, source, key)
 );
 

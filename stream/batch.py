@@ -230,6 +230,7 @@ class Batch:
                     f"epoch {work.epochs[-1].epoch} cannot be applied together with the next, which is of another kind",
                     hint="it is tried again by itself; if it stays so, see the unique constraint named before it",
                 ) from error
+            work.canaries += further.canaries
             for number, epoch in enumerate(further.epochs):
                 changes = further.changes if number == 0 else []
                 self._folding.add(work, epoch, changes, further.offsets)

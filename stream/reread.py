@@ -32,10 +32,13 @@ Key = Mapping[str, str | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A key to be read again. `attempts` counts the unique violations that the stream could have resolved."""
+    """A key to be read again. `attempts` counts the unique violations that the stream could have resolved; `carried`
+    are the target's unmapped columns, under the new key, of a row that took it while values were not sent.
+    """
 
     key: Key
     attempts: int
+    carried: Sequence[Key] = ()
 
 
 class Queue:
@@ -59,12 +62,12 @@ class Queue:
         """Up to a batch of the load's keys, or those of `keys` that are still asked for; fewest attempts first."""
         with translated("reading the reread queue"):
             rows = self._conn.execute(
-                "select key, attempts from slackwater.reread where migration = %s and direction = %s and load = %s"
-                " and (%s::jsonb is null or key in (select jsonb_array_elements(%s::jsonb)))"
-                " order by attempts, asked_at, key limit %s",
+                "select key, attempts, carried from slackwater.reread"
+                " where migration = %s and direction = %s and load = %s and (%s::jsonb is null"
+                " or key in (select jsonb_array_elements(%s::jsonb))) order by attempts, asked_at, key limit %s",
                 (*self._id, load, *(2 * (None if keys is None else _json(keys),)), BATCH),
             ).fetchall()
-        return [Asked(key=cast("dict[str, str | None]", k), attempts=int(str(n))) for k, n in rows]
+        return [Asked(key=cast("Key", k), attempts=int(str(n)), carried=cast("list[Key]", c or [])) for k, n, c in rows]
 
     def read(self, load: str, keys: Sequence[Key]) -> None:
         """They are read: out of the queue, and out of the quarantine those that an operator sent here."""
@@ -158,7 +161,7 @@ class Rereader:
                 engine.savepoint("lone")
             lsn = [ZERO]
             try:
-                self._write(row, wanted, at, lsn)
+                self._write(row, wanted, at, lsn, carried=[document for a in taken for document in a.carried])
             except RowRejected as error:
                 if len(taken) > 1:
                     raise
@@ -178,7 +181,9 @@ class Rereader:
             assert row.barrier is not None
             self._s.loads.newest(row.name, row.barrier, lsn[0])
 
-    def _write(self, row: LoadRow, keys: Sequence[Key], at: Checkpoint, lsn: list[Lsn]) -> None:
+    def _write(
+        self, row: LoadRow, keys: Sequence[Key], at: Checkpoint, lsn: list[Lsn], *, carried: Sequence[Key] = ()
+    ) -> None:
         assert row.barrier is not None
         load, engine, reader = row.name, self._s.engine, self._s.reader
         source = engine.loads[load].mapping.sources[0]
@@ -191,7 +196,9 @@ class Rereader:
             with engine.chunk.stage(load) as staging:
                 reader.copy(query, staging.write)
         failpoint("backfill.mid_reread")
-        engine.chunk.apply(load)
+        if carried:
+            engine.chunk.keep(load, carried)
+        engine.chunk.apply(load, carried=bool(carried))
 
     def _refused(self, row: LoadRow, asked: Asked, lsn: Lsn, error: RowRejected) -> None:
         """A row alone that the target refuses: left for the stream to resolve a few times, then set aside."""

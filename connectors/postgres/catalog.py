@@ -24,6 +24,9 @@ UNIQUES = """
           group by i.indexrelid, i.indnkeyatts having count(*) = i.indnkeyatts) u), '[]')
 """
 
+# A primary key that is checked only later is none here: rows may share a key for a while, so that a change does not say
+# which of them it means; nor is it one to a logical stream, which sends no old key for it.
+
 # Ordinary tables (also inheritance children: those hold rows of their own) and partitioned roots. For a partitioned
 # root, the estimates are its leaves' sums: its own are zero.
 _TABLES = """
@@ -32,7 +35,8 @@ select c.oid::bigint, c.relname, c.relkind = 'p', c.relreplident,
                    from pg_catalog.pg_index i,
                         pg_catalog.unnest(i.indkey) with ordinality k(attnum, ord)
                         join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum
-                  where i.indrelid = c.oid and i.indisprimary and k.ord <= i.indnkeyatts), '{}')::text[],
+                  where i.indrelid = c.oid and i.indisprimary and i.indimmediate and k.ord <= i.indnkeyatts),
+                '{}')::text[],
        coalesce((select array_agg(a.attname order by k.ord)
                    from pg_catalog.pg_index i,
                         pg_catalog.unnest(i.indkey) with ordinality k(attnum, ord)
@@ -57,7 +61,7 @@ _UNIQUES_OF = """
 select coalesce((select json_agg(a.attname)
                    from pg_catalog.pg_index i, pg_catalog.unnest(i.indkey) with ordinality k(n, o)
                    join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = k.n
-                  where i.indrelid = c.oid and i.indisprimary and k.o <= i.indnkeyatts), '[]'),
+                  where i.indrelid = c.oid and i.indisprimary and i.indimmediate and k.o <= i.indnkeyatts), '[]'),
        /* uniques */
   from pg_catalog.pg_class c where c.oid = %s::oid
 """.replace("/* uniques */", UNIQUES)

@@ -38,6 +38,9 @@ PINS: Mapping[str, str] = {
 }
 
 
+FREE_SPACE = "free space on that server; the work goes on by itself from where it stopped"
+
+
 def redact(dsn: str) -> str:
     """A DSN as it may be shown: host, port, database and user, never a password or an option."""
     try:
@@ -117,9 +120,9 @@ def translate(error: psycopg.Error, doing: str) -> SlackwaterError:
         case errors.IdleInTransactionSessionTimeout():
             return Unavailable(cause, hint="this process was stopped in the middle of a transaction, which is undone")
         case errors.DiskFull() | errors.OutOfMemory():
-            return Unavailable(
-                cause, hint="free space on that server; the work goes on by itself from where it stopped"
-            )
+            return Unavailable(cause, hint=FREE_SPACE)
+    if error.diag.message_hint == "Check free disk space.":  # a quota, or a limit: no SQLSTATE of its own
+        return Unavailable(cause, hint=FREE_SPACE)
     if state is None and "unsupported startup parameter" in message:
         return Halt(cause, hint="this looks like a connection pooler: give a DSN that reaches PostgreSQL itself")
     if state is None and ("password" in message or "authentication" in message or "pg_hba" in message):

@@ -6,7 +6,7 @@ Invariant 2: all of these are written in the transaction that writes the rows, o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,13 +143,34 @@ class Target:
             (rows, *self._id, load),
         )
 
-    def ask_reread(self, load: str, source: str, keys: Iterable[Key], reason: str) -> None:
-        """Queue rows of `source` to be read again for `load`."""
+    def ask_reread(self, load: str, source: str, keys: Iterable[Key], reason: str, carried: Sequence[Key] = ()) -> None:
+        """Queue rows of `source` to be read again for `load`.
+
+        `carried`: the unmapped columns of target rows that took another key, with that key.
+        """
         self.conn.execute(
-            "insert into slackwater.reread (migration, direction, load, source, key, reason) "
-            "select %s, %s, %s, %s, k::jsonb, %s from json_array_elements(%s::json) k on conflict do nothing",
-            (*self._id, load, source, reason, json.dumps([dict(k) for k in keys])),
+            "insert into slackwater.reread as q (migration, direction, load, source, key, reason, carried) "
+            "select %s, %s, %s, %s, k::jsonb, %s, %s::jsonb from json_array_elements(%s::json) k "
+            "on conflict (migration, direction, load, source, key) do update set carried = excluded.carried "
+            "where excluded.carried is not null",
+            (
+                *self._id,
+                load,
+                source,
+                reason,
+                json.dumps([dict(k) for k in carried]) if carried else None,
+                json.dumps([dict(k) for k in keys]),
+            ),
         )
+
+    def carried(self, load: str, key: Key) -> list[dict[str, str | None]]:
+        """What a row that waits to be read again brought from under its old key."""
+        row = self.conn.execute(
+            "select carried from slackwater.reread where migration = %s and direction = %s and load = %s "
+            "and key = %s::jsonb and source <> ''",
+            (*self._id, load, json.dumps(dict(key))),
+        ).fetchone()
+        return [] if row is None or row[0] is None else list(row[0])
 
     def rereads(self) -> set[tuple[str, str]]:
         """(load, canonical key) of everything that waits to be read again."""

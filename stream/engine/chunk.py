@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -62,8 +63,16 @@ class Chunk:
             for key in keys:
                 copy.write_row([key[n] for n in named])
 
-    def apply(self, load: str) -> int:
-        """Transform and write what `stage` and `stage_keys` staged; returns target rows written.
+    def keep(self, load: str, carried: Sequence[Mapping[str, str | None]]) -> None:
+        """Set aside unmapped columns that rows to be read again brought along from under their old keys."""
+        e = self._engine
+        x = e.loads[load]
+        e.keep(x)
+        with translated(f"staging rows of {load}"):
+            e.conn.execute(x.keep_documents(), (json.dumps([dict(document) for document in carried]),))
+
+    def apply(self, load: str, *, carried: bool = False) -> int:
+        """Transform and write what `stage`, `stage_keys` and (`carried`) `keep` staged; returns target rows written.
 
         A mirror's rows also recompute the awake mappings that read it, which needs the exclusive lock.
         """
@@ -72,7 +81,7 @@ class Chunk:
         source = x.mapping.sources[0]
         asked = e.conn.execute(f"select exists (select from {e.stages[source].old})").fetchone()
         assert asked is not None
-        staged = Staged(truncated=False, has_new=True, has_old=bool(asked[0]), has_gone=bool(asked[0]))
+        staged = Staged(truncated=False, has_new=True, has_old=bool(asked[0]), has_gone=bool(asked[0]), carried=carried)
         staged.parts = [Part(number=0, missing=frozenset(), moved=False, entering=False, rows=())]
         if e.mirrors_only and not x.is_mirror:
             raise Halt(f"{load} is no mirror, and nothing else may be written now", hint="slackwater status")

@@ -73,12 +73,7 @@ def write(load: Load, images: str) -> str:
 
 def delete(load: Load, images: str) -> str:
     """Delete the target rows of the old images' owners."""
-    m = load.mapping
-    feed = m.feeds[m.sources[0]]
-    aliases = ", ".join(f"o{i}" for i in range(len(m.owner)))
-    typed = " and ".join(f"t.{quote(n)} = o.o{i}::{load.table.column(n).type}" for i, n in enumerate(m.owner))
-    owners = bound(feed.query, {m.sources[0]: images})
-    return _parameters(f"delete from {load.into} t using (\n{owners}\n) o({aliases}) where {typed}")
+    return _parameters(load.delete_left(load.mapping.sources[0], images))
 
 
 def _parameters(sql: str) -> str:

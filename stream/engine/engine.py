@@ -14,7 +14,7 @@ from typing import Any, Literal
 from connectors.failpoint import failpoint
 from connectors.postgres import fence
 from connectors.postgres.session import Connection, translated
-from connectors.postgres.target import LoadState, Target, canonical, key_text
+from connectors.postgres.target import Key, LoadState, Target, canonical, key_text
 from schemas.control import ECHO_PREFIX
 from schemas.errors import Halt, PrivilegeMissing
 from schemas.plan import Plan
@@ -175,6 +175,7 @@ class Engine:
         for load in self.loads.values():
             if load.name in self._made and any(s in tables for s in load.mapping.sources):
                 names += [load.rows, *([load.owners] if load.mapping.owner else [])]
+                names += [load.kept] if f"kept {load.name}" in self._made else []
         if names:
             self.run("truncate " + ", ".join(names))
 
@@ -289,7 +290,7 @@ class Engine:
                 if rows.direct is not None and rows.has_new:
                     self._straight(load, "write", rows.direct.new)
                 elif rows.has_new:
-                    moved = bool(load.unmapped) and any(p.moved for p in rows.parts)
+                    moved = bool(load.unmapped) and (rows.carried or any(p.moved for p in rows.parts))
                     self.write(load, swap=load.name in swap, moved=moved)
         for load in loads:
             rows = staged[load.mapping.sources[0]]
@@ -322,6 +323,9 @@ class Engine:
         if staged.has_gone:
             # A row in quarantine is read again by its key, which does not say what its target row was called before.
             lost = () if load.named_by(source) - set(stage.key) else skip
+            if load.unmapped and staged.has_left:
+                # A row that comes under a key which another one had must not find that one's unmapped columns there.
+                self.post(load.delete_left(source, stage.reading_left(skip=lost)), prepare=not lost, writes=True)
             self.post(load.collect_owners(source, {source: stage.reading_old(skip=lost)}), prepare=not lost)
         if load.leaves_gaps and staged.has_new:
             whole = {source: stage.reading(part=0, skip=skip)}
@@ -353,13 +357,15 @@ class Engine:
 
     # Shared by the steps.
 
-    def reread(self, load: Load, staged: Staged, rows: Sequence[int], reason: str) -> None:
+    def reread(
+        self, load: Load, staged: Staged, rows: Sequence[int], reason: str, *, carried: Sequence[Key] = ()
+    ) -> None:
         """Queue staged rows, by number, to be read again from the source for this load."""
         source = load.mapping.sources[0]
         stage = self.stages[source]
         keys = [dict(zip(stage.key, map(key_text, staged.keys[n]), strict=True)) for n in rows]
         if keys:
-            self.target.ask_reread(load.name, source, keys, reason)
+            self.target.ask_reread(load.name, source, keys, reason, carried)
 
     def filtered_out(self, load: Load) -> bool:
         """Whether the row whose key changed has no place in the target, so that it needs no values."""

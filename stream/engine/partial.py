@@ -6,9 +6,11 @@ the source; it is never another row's, and never NULL by default.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from connectors.postgres.target import key_text
 from schemas.names import quote
 from schemas.position import Lsn
 from stream.engine.staging import Part, Staged
@@ -44,7 +46,7 @@ class Partial:
         """Rows whose key changed: into `rows`, whole, with what was not sent taken from under their old key.
 
         Before any write of the batch, so that the old place is still as it was. What the mapping does not write goes
-        along too.
+        along in any case: with the row, or in the queue of rows to be read again.
         """
         e = self._engine
         source = load.mapping.sources[0]
@@ -58,21 +60,54 @@ class Partial:
             split = self.split(load, self._lacked(load, part))
             safe = settled and not e.in_reread(load, staged, row)
             if split is None or (split[1] and not safe):
-                e.reread(load, staged, part.rows, "a key changed while values were not sent")
+                why = "a key changed while values were not sent"
+                e.reread(load, staged, part.rows, why, carried=self._carried(load, staged, part))
                 continue
             e.run(load.transform({source: stage.reading(part=part.number)}))
-            if safe and (split[1] or load.unmapped):
+            if split[1] or load.unmapped:
                 e.run(load.collect_owners(source, {source: stage.reading_old(rows=part.rows)}))
                 found = not split[1] or e.run(load.fill_moved(split[1])) or e.filtered_out(load)
                 if found and load.unmapped:
                     e.keep(load)
-                    e.run(load.keep_moved())
+                    if not e.run(load.keep_moved()) and (waiting := self._waiting(load, staged, part)):
+                        e.conn.execute(load.keep_documents(), (json.dumps(waiting),))
                 e.run(f"delete from {load.owners}")
                 if not found:
                     e.run(load.drop_moved())
                     e.reread(load, staged, part.rows, "a key changed, and the row under its old key is not here")
                     continue
             e.run(load.done_moved())
+
+    def _carried(self, load: Load, staged: Staged, part: Part) -> list[dict[str, str | None]]:
+        """What a row that will be read again under its new key has in columns that no mapping writes."""
+        if not load.unmapped:
+            return []
+        e = self._engine
+        source = load.mapping.sources[0]
+        stage = e.stages[source]
+        e.run(load.collect_owners(source, {source: stage.reading_old(rows=part.rows)}))
+        found = e.conn.execute(load.unmapped_of(source, {source: stage.reading(part=part.number)})).fetchall()
+        e.run(f"delete from {load.owners}")
+        return [dict(document) for (document,) in found] or self._waiting(load, staged, part)
+
+    def _waiting(self, load: Load, staged: Staged, part: Part) -> list[dict[str, str | None]]:
+        """The same, of a row that has waited to be read again since it took its last key."""
+        e = self._engine
+        source = load.mapping.sources[0]
+        stage = e.stages[source]
+        origin = staged.origins[part.rows[0]]
+        if origin is None:
+            return []
+        waiting = e.target.carried(load.name, dict(zip(stage.key, map(key_text, origin), strict=True)))
+        if not waiting:
+            return []
+        e.run(f"delete from {load.owners}")
+        e.run(load.collect_owners(source, {source: stage.reading(part=part.number)}))
+        owner = ", ".join(f"{quote(n)}::text" for n in load.mapping.owner)
+        row = e.conn.execute(f"select {owner} from {load.owners}").fetchone()
+        e.run(f"delete from {load.owners}")
+        now = {} if row is None else dict(zip(load.mapping.owner, row, strict=True))
+        return [document | now for document in waiting] if now else []
 
     def complete(self, load: Load, staged: Staged, skip: Sequence[int]) -> None:
         """Rows under an unchanged key: into `rows`, whole, as they are to be taken out and put back.

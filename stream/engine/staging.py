@@ -22,6 +22,7 @@ from stream.fold import Folded, Key
 
 GONE = 0  # an old image whose owners may lose rows
 STAYED = 1  # one that only says which of a mirror's rows are about to change
+LEFT = 2  # like GONE, and its row is not under this key any more: whatever is there from now on is another row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,8 @@ class Staged:
     has_new: bool = False
     has_old: bool = False
     has_gone: bool = False
+    has_left: bool = False
+    carried: bool = False  # a reread: unmapped columns of its rows were set aside
     direct: Direct | None = None  # set: nothing is in the temporary tables
 
 
@@ -87,16 +90,22 @@ class Stage:
 
     def reading(self, *, part: int | None = None, rows: Sequence[int] | None = None, skip: Sequence[int] = ()) -> str:
         """The SQL that stands for the source over the new images, or some of them."""
-        return f"select {columns(self.names)} from {self.new}{self._where(part, rows, skip)}"
+        return (
+            f"select {columns(self.names)} from {self.new}{self._where(None if part is None else (part,), rows, skip)}"
+        )
 
     def reading_old(self, *, rows: Sequence[int] | None = None, skip: Sequence[int] = ()) -> str:
         """The old images of rows that went away, or whose key or feed columns changed."""
-        return f"select {columns(self.names)} from {self.old}{self._where(GONE, rows, skip)}"
+        return f"select {columns(self.names)} from {self.old}{self._where((GONE, LEFT), rows, skip)}"
 
-    def _where(self, part: int | None, rows: Sequence[int] | None, skip: Sequence[int]) -> str:
+    def reading_left(self, *, skip: Sequence[int] = ()) -> str:
+        """Those of them that are under their key no more."""
+        return f"select {columns(self.names)} from {self.old}{self._where((LEFT,), None, skip)}"
+
+    def _where(self, parts: tuple[int, ...] | None, rows: Sequence[int] | None, skip: Sequence[int]) -> str:
         tests = []
-        if part is not None:
-            tests.append(f"{PART} = {part}")
+        if parts is not None:
+            tests.append(" or ".join(f"{PART} = {part}" for part in parts).join("()"))
         if rows is not None:
             tests.append(f"{N} = any('{{{','.join(map(str, rows))}}}'::integer[])")
         if skip:
@@ -111,6 +120,7 @@ class Stage:
         parts: dict[tuple[frozenset[str], bool], int] = {(_WHOLE, False): 0}
         about: list[tuple[frozenset[str], bool, bool, list[int]]] = [(_WHOLE, False, False, [])]
         names, wanted = self.names, frozenset(self.names)
+        staying: set[Key] = set()
         n = 0
         for key, row in folded.rows.items():
             after = row.after
@@ -133,14 +143,18 @@ class Stage:
             staged.keys.append(key)
             staged.origins.append(origin)
             if origin is not None:
-                if moved or (row.before is not None and self._changed(row.before, after, lacking)):
-                    old.append(self._image(row.before, origin, n, GONE))
-                elif self.mirrored:
-                    old.append(self._image(row.before, origin, n, STAYED))
+                if moved:
+                    old.append(self._image(row.before, origin, n, LEFT))
+                else:
+                    staying.add(origin)
+                    if row.before is not None and self._changed(row.before, after, lacking):
+                        old.append(self._image(row.before, origin, n, GONE))
+                    elif self.mirrored:
+                        old.append(self._image(row.before, origin, n, STAYED))
             n += 1
         for row in folded.gone:
             assert row.origin is not None
-            old.append(self._image(row.before, row.origin, n, GONE))
+            old.append(self._image(row.before, row.origin, n, GONE if row.origin in staying else LEFT))
             staged.keys.append(row.origin)
             staged.origins.append(row.origin)
             n += 1
@@ -151,7 +165,8 @@ class Stage:
             self.copy(conn, self.new, new)
             self.copy(conn, self.old, old)
         staged.has_new, staged.has_old = bool(new), bool(old)
-        staged.has_gone = any(image[-1] == GONE for image in old)
+        staged.has_gone = any(image[-1] != STAYED for image in old)
+        staged.has_left = any(image[-1] == LEFT for image in old)
         staged.parts = [
             Part(number=i, missing=missing, moved=moved, entering=entering, rows=tuple(rows))
             for i, (missing, moved, entering, rows) in enumerate(about)

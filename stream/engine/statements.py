@@ -154,6 +154,14 @@ class Load:
             f"where ({columns(m.key, 's')}) not in {kept} and {matches(m.key, 't', 's')}"
         )
 
+    def delete_left(self, source: str, images: str) -> str:
+        """Delete the target rows of the owners that `images` feed, whatever `rows` holds."""
+        m = self.mapping
+        aliases = ", ".join(f"o{i}" for i in range(len(m.owner)))
+        typed = " and ".join(f"t.{quote(n)} = o.o{i}::{self.table.column(n).type}" for i, n in enumerate(m.owner))
+        owners = bound(m.feeds[source].query, {source: images})
+        return f"delete from {self.into} t using (\n{owners}\n) o({aliases}) where {typed}"
+
     def delete_all(self) -> str:
         return f"delete from {self.into}"
 
@@ -214,10 +222,37 @@ class Load:
     def keep_moved(self) -> str:
         """Set aside, under its new key, the values of the columns that are not mapped."""
         m, rest = self.mapping, self.unmapped
+        within = [k for k in m.key if k not in m.owner]  # which of its owner's rows it is
+        same = " and ".join([matches(m.owner, "t", "o"), *([matches(within, "t", "r")] if within else [])])
         return (
             f"insert into {self.kept} ({columns([*m.key, *rest])})\n"
             f"select {columns(m.key, 'r')}, {columns(rest, 't')} from {self.rows} r, {self.into} t, {self.owners} o "
-            f"where r.{DONE} is null and {matches(m.owner, 't', 'o')}"
+            f"where r.{DONE} is null and {same}"
+        )
+
+    def unmapped_of(self, source: str, new: dict[str, str]) -> str:
+        """The rows of the old owner, as documents of their unmapped columns under the owner that `new` feeds."""
+        m = self.mapping
+        feed = m.feeds[source]
+        aliases = ", ".join(f"o{i}" for i in range(len(m.owner)))
+        place = {k: f"n.o{m.owner.index(k)}" if k in m.owner else f"t.{quote(k)}" for k in m.key}
+        place |= {c: f"t.{quote(c)}" for c in self.unmapped}
+        pairs = ", ".join(f"'{n.replace(chr(39), chr(39) * 2)}', {value}::text" for n, value in place.items())
+        return (
+            f"select jsonb_build_object({pairs}) from {self.into} t, {self.owners} o, (\n{bound(feed.query, new)}\n"
+            f") n({aliases}) where {matches(m.owner, 't', 'o')}"
+        )
+
+    def keep_documents(self) -> str:
+        """Set aside what such documents say: the statement's one parameter, a JSON array of them."""
+        names = columns([*self.mapping.key, *self.unmapped])
+        return (
+            (
+                f"insert into {self.kept} ({names}) select {names} "
+                f"from jsonb_populate_recordset(null::{self.kept}, $slackwater::jsonb)"
+            )
+            .replace("%", "%%")
+            .replace("$slackwater", "%s")
         )
 
     def done_moved(self) -> str:

@@ -33,7 +33,7 @@ def source(
     kinds = _by_kind(conn, tables.values())
     for table in without_identity(t for n, t in tables.items() if n not in will_be_full):
         why = {
-            Identity.DEFAULT: "it has no primary key",
+            Identity.DEFAULT: "it has no primary key (one that is deferrable does not count)",
             Identity.NOTHING: "its replica identity is NOTHING",
             Identity.INDEX: "the index of its replica identity is gone",
         }.get(table.identity, "no column of it is left")

@@ -18,6 +18,7 @@ import psycopg
 import pytest
 
 from connectors.failpoint import VARIABLE
+from schemas.errors import SlotLost
 from schemas.position import parse_lsn
 from tests.fixtures.capturing import Rig, until
 from tests.fixtures.databases import Databases, fresh_database
@@ -267,3 +268,43 @@ def test_the_source_stops_and_starts_again(mode: str, bootstrap: str, topic_pref
             end = rig.lsn()
             until(lambda: rig.confirmed() >= end, 30)
         check(rig, 40, 5)
+
+
+@pytest.mark.parametrize("moved_on", [False, True])
+def test_a_source_that_was_restored_from_a_copy_of_itself_halts(
+    bootstrap: str, topic_prefix: str, migration_name: str, moved_on: bool
+) -> None:
+    """Hazard A6: the same cluster and timeline, and a slot that says nothing; what it has committed since is another
+    history, at positions that Kafka holds already: rows would be taken for ones that were published before.
+    """
+    with private_postgres() as server, fresh_database(server.dsn(), "old") as dsn:
+        rig = make(dsn, bootstrap, topic_prefix, migration_name)
+
+        def life(first: int) -> None:
+            with rig.running() as task:
+                write(rig, first, 3, 5)
+                rig.captured(task)
+
+        life(0)
+        server.stop()
+        copy = server.data.with_name("copy")
+        subprocess.run(["cp", "-a", str(server.data), str(copy)], check=True)
+        server.start()
+        life(15)
+        server.stop()
+        subprocess.run(["rm", "-r", str(server.data)], check=True)
+        copy.rename(server.data)
+        server.start()
+        if moved_on:
+            newest = rig.published().epochs[-1].end_lsn
+            write(rig, 100, 3, 5)
+            with rig.connect() as conn:
+                conn.execute("create table dull (i int)")
+                while rig.lsn() <= newest:
+                    conn.execute("insert into dull select i from generate_series(1, 10000) i")
+            write(rig, 200, 1, 5)
+        error = rig.run_until_it_fails()
+        assert isinstance(error, SlotLost)
+        assert "restored from a copy of itself" in error.cause
+        assert "prepare anew" in error.hint
+        check(rig, 6, 5)

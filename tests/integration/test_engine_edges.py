@@ -10,6 +10,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from connectors.postgres import catalog
+from connectors.postgres.session import connect
 from schemas.direction import Direction
 from stream import quarantine
 from tests.fixtures.databases import Databases
@@ -194,3 +196,14 @@ def test_an_owner_that_the_target_refuses_is_set_aside_alone(fill: MakeFilling) 
     filling.advance()
     assert apart() == []
     filling.agrees()
+
+
+def test_a_key_that_is_checked_only_at_commit_is_no_key(databases: Databases) -> None:
+    """While rows share it, a change does not say which of them it means; and no slot sends it as the old row's name."""
+    with connect(databases.old, settings={"search_path": "public"}) as conn:
+        conn.execute("create table t (id integer primary key deferrable initially deferred, v text)")
+        table = catalog.tables(conn, "public")["t"]
+        assert (table.key, table.identity_columns) == ((), ())  # `check` refuses it: its UPDATE would fail
+        conn.execute("alter table t replica identity full")
+        table = catalog.tables(conn, "public")["t"]
+        assert (table.key, table.identity_columns) == ((), ("id", "v"))
