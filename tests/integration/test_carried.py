@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ def write(filling: Filling, statement: str) -> None:
     filling.engine.commit()
 
 
-def mine(filling: Filling, table: str = "t", key: str = "id") -> list[tuple[object, ...]]:
+def mine(filling: Filling, table: str = "t", key: str = "id") -> list[tuple[Any, ...]]:
     number = ", no" if table == "t" else ""
     return filling.new.execute(f"select {key}, mine{number} from app.{table} order by 1, 2".encode()).fetchall()
 
