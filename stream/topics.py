@@ -75,11 +75,11 @@ class FlowTopics:
             offsets[name][partition] = end
         return offsets
 
-    def last_epoch(self, epochs: str) -> Epoch | None:
-        """The newest committed epoch record, or None where there is none, or no such topic."""
+    def last_epoch(self, epochs: str, *, complete: bool = False) -> Epoch | None:
+        """The newest committed epoch record (that is `complete`), or None where there is none, or no such topic."""
         if not self._admin.partitions([epochs]):
             return None
-        return last_epoch(self._spec.kafka.bootstrap, self._spec.kafka.options, epochs)
+        return last_epoch(self._spec.kafka.bootstrap, self._spec.kafka.options, epochs, complete=complete)
 
     def settle(self, epochs: str) -> None:
         """Abort what a killed `prepare` left open: only before there is a capture, whose transactional id this is."""

@@ -17,9 +17,12 @@ from schemas.errors import Halt, Unavailable
 _FIRST_STEP = 16  # records looked back at first; transaction markers and aborted records take offsets, too
 
 
-def last_epoch(bootstrap: str, options: Options, topic: str, *, timeout_s: float = 30.0) -> Epoch | None:
+def last_epoch(
+    bootstrap: str, options: Options, topic: str, *, complete: bool = False, timeout_s: float = 30.0
+) -> Epoch | None:
     """The newest committed record of the epochs topic; None when it holds none.
 
+    `complete`: the newest that ends where a transaction ends; what comes after it is a part of one.
     A transaction of somebody else's that is still open hides what lies after it: it is waited for, within `timeout_s`.
     Errors: Unavailable (it stays open; Kafka does not answer), StreamGap (no such topic), Halt (a record not ours).
     """
@@ -49,19 +52,24 @@ def last_epoch(bootstrap: str, options: Options, topic: str, *, timeout_s: float
             start = end
             while start > first:
                 start, until = max(first, start - step), start
-                found = _newest(consumer, topic, start, until, deadline)
+                found = _newest(consumer, topic, start, until, deadline, complete=complete)
                 if found is not None:
-                    return read_epoch(topic, found)
+                    return found
                 step *= 8
             return None
         finally:
             consumer.close()
 
 
-def _newest(consumer: Consumer, topic: str, start: int, until: int, deadline: float) -> Message | None:
-    """The newest visible record in [start, until), if there is one."""
+def _newest(consumer: Consumer, topic: str, start: int, until: int, deadline: float, *, complete: bool) -> Epoch | None:
+    """The newest visible record in [start, until), if there is one; `complete`: of those that are."""
     consumer.assign([TopicPartition(topic, 0, start)])
     newest: Message | None = None
+    whole: Epoch | None = None
+
+    def found() -> Epoch | None:
+        return whole if complete or newest is None else read_epoch(topic, newest)
+
     while True:
         message = consumer.poll(0.5)
         if message is None:
@@ -74,12 +82,14 @@ def _newest(consumer: Consumer, topic: str, start: int, until: int, deadline: fl
         error = message.error()
         if error is not None:
             if error.code() == KafkaError._PARTITION_EOF:
-                return newest
+                return found()
             raise translate(error, f"reading {topic}")
         offset = message.offset()
         if offset is None or offset >= until:
-            return newest
+            return found()
         newest = message
+        if complete and (epoch := read_epoch(topic, message)).complete:
+            whole = epoch
 
 
 def read_epoch(topic: str, message: Message) -> Epoch:

@@ -6,9 +6,11 @@ reach by the operator's word alone (`--source-isolated`), and that word is journ
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from connectors.failpoint import failpoint
@@ -29,10 +31,10 @@ from stream.topics import FlowTopics
 from stream.turn import closing, drain, history, hold, hooks
 from stream.turn.outcome import Outcome, result_of
 from stream.turn.standing import writes
-from stream.turn.turning import Order, Turning
+from stream.turn.turning import PACE_S, Order, Turning, ping
 
 PATIENCE_S = 60.0  # how long the applier may stand still before Kafka's rest is given up on
-TOKEN_S = 15.0  # how long a token may take, where the side that closes still answers
+TOKEN_S = 15.0  # how long the stream of a side that still answers may be silent before it is given up
 POLL_S = 0.2
 
 
@@ -127,26 +129,54 @@ def _close(t: Turning) -> None:
 
 
 def _drain(t: Turning) -> None:
-    """Everything that Kafka has is on the side that opens; what the dead side had beyond that is lost, and named."""
+    """Everything that Kafka has is on the side that opens; what the dead side had beyond that is lost, and named.
+
+    Errors: Aborted when asked to stop, or when the applier stands still: then nothing is opened.
+    """
     with t.steps.step("drain"):
-        if t.source in t.conns:
-            try:
-                drain.token(t, within_s=TOKEN_S)
-                t.note(f"a token came through from {t.source}: nothing is lost")
-                return
-            except Aborted as error:
-                t.note(f"{t.source} answers, but its stream does not come through: {error.cause}")
+        if t.source in t.conns and _came_through(t):
+            t.note(f"a token came through from {t.source}: nothing is lost")
+            return
         last = _last_epoch(t)
         _applied(t, last)
+    beyond = f"what came later is on {t.source} alone" if t.source in t.conns else "what came later is lost"
     t.note(
         f"everything that committed on {t.source} up to {format_lsn(last.end_lsn)}"
-        f" ({rfc3339(from_epoch_seconds(last.committed_at))}) is on {t.to}; what came later is lost"
+        f" ({rfc3339(from_epoch_seconds(last.committed_at))}) is on {t.to}; {beyond}"
     )
 
 
+def _came_through(t: Turning) -> bool:
+    """Whether a token has come from a source that answers; it is waited for as long as anything comes.
+
+    Errors: Aborted when asked to stop: giving up on the source's rows is for the stream's silence alone to decide.
+    """
+    word = secrets.token_hex(16)
+    turns.send_token(t.conns[t.source], t.migration, t.direction, t.turn, word)
+    moved_at, before = time.monotonic(), -1
+    while not turns.token_seen(t.conns[t.to], t.migration, t.direction, word):
+        now = _epoch(t)
+        if now != before:
+            moved_at, before = time.monotonic(), now
+        if t.stop.is_set():
+            raise Aborted(f"stopped before {t.to} was opened", hint=t.again)
+        if time.monotonic() - moved_at > TOKEN_S:
+            t.note(f"{t.source} answers, but nothing has come from it for {TOKEN_S:.0f} s")
+            return False
+        time.sleep(PACE_S)
+    return True
+
+
+def _epoch(t: Turning) -> int:
+    """How far the applier is; -1 where it has no checkpoint."""
+    checkpoint = control.checkpoint(t.conns[t.to], t.migration, t.direction)
+    return -1 if checkpoint is None else checkpoint.epoch
+
+
 def _last_epoch(t: Turning) -> Epoch:
+    """The newest whole one: of a transaction that Kafka holds in part nothing is ever applied."""
     with FlowTopics(t.spec, t.direction) as topics:
-        found = topics.last_epoch(epochs_topic(t.spec.kafka.topic_prefix, t.migration, t.direction))
+        found = topics.last_epoch(epochs_topic(t.spec.kafka.topic_prefix, t.migration, t.direction), complete=True)
     if found is None:
         raise Refused(f"Kafka holds no epoch of the {t.direction} stream: nothing says what is on {t.to}")
     return found
@@ -154,11 +184,9 @@ def _last_epoch(t: Turning) -> Epoch:
 
 def _applied(t: Turning, last: Epoch) -> None:
     """Until the applier has reached `last`. Errors: Aborted when it stands still."""
-    conn = t.conns[t.to]
     moved_at, before = time.monotonic(), -1
     while True:
-        checkpoint = control.checkpoint(conn, t.migration, t.direction)
-        now = -1 if checkpoint is None else checkpoint.epoch
+        now = _epoch(t)
         if now >= last.epoch:
             return
         if now != before:
@@ -173,15 +201,24 @@ def _applied(t: Turning, last: Epoch) -> None:
 
 
 def _open(t: Turning) -> None:
+    """Open `to`, while the source's row, where it answers, is kept to be closed. Errors: Aborted when it is not."""
     conn = t.conns[t.to]
     if waiting := drain.unfinished(conn, t):
         for clause in waiting:
             t.note(f"gone over: {clause}")
-    with t.steps.step("open"), translated(f"opening {t.to}"), conn.transaction():
-        turns.rows_locked(conn, t.migration, t.to)
+    with t.steps.step("open"), translated(f"opening {t.to}"), ExitStack() as transactions:
+        for side in (Side.OLD, Side.NEW):
+            if side in t.conns:
+                transactions.enter_context(t.conns[side].transaction())
+                row = turns.rows_locked(t.conns[side], t.migration, side)
+                if side is t.source and row is not None and row.open:
+                    raise Aborted(f"{t.source} was opened meanwhile: {t.to} stays closed", hint=t.again)
         turns.open_(conn, t.migration, t.to, t.turn)
         if t.to is Side.NEW:
             history.force(t, conn)
+        if t.source in t.conns:
+            ping(t.conns[t.source])
+        failpoint("failover.before_open_commit")
     t.closed = True
 
 

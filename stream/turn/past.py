@@ -48,3 +48,9 @@ def latest(conn: Connection, migration: str, outcome: str | None = None) -> Past
         return None
     names = ("verb", "outcome", "detail", "at", "actor", "host")
     return Past(**cast("dict[str, Any]", dict(zip(names, row, strict=True))))
+
+
+def begun_as(conn: Connection, migration: str, turn: int) -> str | None:
+    """The verb that last meant to bring about `turn`; None where none did."""
+    last = latest(conn, migration, "intent")
+    return last.verb if last is not None and last.turn == turn else None

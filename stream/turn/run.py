@@ -16,7 +16,7 @@ from connectors.postgres import turn as turns
 from connectors.postgres.lease import Lease
 from connectors.postgres.session import Connection
 from schemas.direction import Side
-from schemas.errors import Ambiguous, ConfigError, Refused, SlackwaterError, Unavailable
+from schemas.errors import Aborted, Ambiguous, ConfigError, Refused, SlackwaterError, Unavailable
 from schemas.spec import Spec
 from stream import journal, prepared, state
 from stream.journal import Actor
@@ -84,8 +84,13 @@ def _turn(t: Turning, outcome: Outcome) -> str:
             )
         case How.OPEN:
             return _complete(t)
+        case How.CLOSED if t.order.dry_run:
+            raise Refused(
+                f"turn {now.turn} has not come to its end: {t.source} is closed, and {t.to} is not open yet",
+                hint=f"`{t.again}` finishes it",
+            )
         case How.CLOSED:
-            return "refused" if t.order.dry_run else _resume(t)
+            return _resume(t)
     return _whole(t, outcome)
 
 
@@ -130,10 +135,25 @@ def _resume(t: Turning) -> str:
     t.say(f"{t.source} is closed for turn {t.turn}: opening {t.to}")
     t.closed = True
     age_s = turns.changed_at_age_s(t.conns[t.source], t.migration, t.source)
+    if past.begun_as(t.conns[Side.NEW], t.migration, t.turn) == "failover":
+        _prove(t)
     opening.open_other(t)
     t.pause_s = age_s
     _after(t)
     return "done"
+
+
+def _prove(t: Turning) -> None:
+    """A failover closes before it drains: what it left behind is opened once that is made good. Errors: Ambiguous."""
+    try:
+        drain.token(t, within_s=max(10.0, t.order.max_pause_s))
+    except Aborted as error:
+        raise Ambiguous(
+            f"a failover closed {t.source} and did not come to its end: that all of it is on {t.to} is not proven:"
+            f" {error.cause}",
+            hint=f"see that {t.direction} capture and apply run, then `{t.again}`; to do without what has not come:"
+            f" {t.command} failover --to {t.to} --accept-loss --source-isolated",
+        ) from error
 
 
 def _complete(t: Turning) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.fixtures.ledger import writing
 from tests.fixtures.servers import private_postgres
-from tests.fixtures.tide import STATE, tide_on
+from tests.fixtures.tide import STATE, Tide, resume, state_of, tide_on
 
 WORDS = ("--accept-loss", "--source-isolated")
 
@@ -40,3 +44,57 @@ def test_new_dies_and_old_takes_over(make_database: Callable[[str], str], bootst
         assert (again["result"], again["writes"]) == ("done", "old")
         tide.dsns["new"] = server.dsn()
         assert tide.open_sides() == ["old"]
+
+
+def test_it_is_interrupted_and_the_rest_is_not_given_up(tide: Tide) -> None:
+    """The source answers after all, and its capture stands still: neither Ctrl-C nor `rollback` does without its rows."""
+    assert tide.cutover()["result"] == "done"
+    capture = tide.role("reverse", "capture")
+    tide.drained("new")
+    os.kill(capture, signal.SIGSTOP)
+    try:
+        tide.on("new", "insert into app.ledger_entry values (700001, 0, 'late')")
+        going = tide.start("failover", "--to", "old", *WORDS)
+        tide.program.until(lambda: tide.open_sides() == [])
+        time.sleep(0.5)
+        going.send_signal(signal.SIGINT)
+        going.communicate(timeout=30)
+        assert (going.returncode, tide.open_sides()) == (5, [])
+        told = tide.rollback("--dry-run", code=3)
+        assert "new is closed" in told["reasons"][0]
+        told = tide.rollback("--max-pause", "1", code=5)
+        assert (told["writes"], tide.open_sides()) == ("none", [])
+        assert "is not proven" in told["error"]["cause"]
+    finally:
+        os.kill(capture, signal.SIGCONT)
+    done = tide.rollback()
+    assert (done["result"], done["writes"], done["turn"]) == ("done", "old", 2)
+    assert tide.on("old", "select writer from shop.entry where id = 700001") == [(0,)]
+    assert tide.cutover()["writes"] == "new"
+
+
+@pytest.mark.soak
+def test_it_wakes_after_somebody_else_has_opened_the_other_side(tide: Tide) -> None:
+    """A cutover sleeps between its fence and its opening, a failover before its own: whoever opens first is the one."""
+    zombie = tide.start("cutover", "--max-pause", "5", failpoints="turn.after_close=stop")
+    tide.program.until(lambda: state_of(zombie.pid) == "T")
+    assert tide.open_sides() == []
+    deadline = time.monotonic() + 90
+    while True:  # until the zombie's lease is over
+        late = tide.start("failover", "--to", "old", *WORDS, failpoints="failover.after_drain=stop")
+        tide.program.until(lambda late=late: late.poll() is not None or state_of(late.pid) == "T")  # type: ignore[misc]
+        if late.poll() is None:
+            break
+        assert (late.communicate(), late.returncode)[1] == 3
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    resume(zombie)
+    zombie.communicate(timeout=60)
+    assert tide.open_sides() == ["new"]
+    resume(late)
+    out, err = late.communicate(timeout=60)
+    assert tide.open_sides() == ["new"], (out, err)
+    assert late.returncode == 4
+    assert "new was opened meanwhile" in out
+    tide.program.until(lambda: tide.program.status()["safe_to_rollback"] is True)
+    assert tide.rollback()["writes"] == "old"

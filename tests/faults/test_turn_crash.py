@@ -13,7 +13,7 @@ import time
 import pytest
 
 from tests.fixtures.ledger import Ledger, writing
-from tests.fixtures.tide import Probe, Tide
+from tests.fixtures.tide import Probe, Tide, state_of
 
 # In the order of their steps; the source is closed from `after_close` on.
 POINTS = (
@@ -110,11 +110,6 @@ def stopped_and_woken(tide: Tide, ledger: Ledger, probe: Probe, point: str) -> N
     # Nothing of it stands in the way of the next turn.
     assert tide.turn(verb(OTHER[now]))["writes"] == OTHER[now]
     probe.never_both([now, OTHER[now]])
-
-
-def state_of(pid: int) -> str:
-    with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
-        return file.read().rsplit(")", 1)[1].split()[0]
 
 
 def run(tide: Tide, points: list[str], how: str) -> None:

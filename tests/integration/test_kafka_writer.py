@@ -50,6 +50,14 @@ def test_the_last_epoch_is_found_behind_whatever_ends_the_topic(stream: Stream) 
     found = last_epoch(stream.bootstrap, {}, stream.epochs)
     assert found is not None
     assert found.epoch == 4
+    # Of a transaction that Kafka holds in part, the newest whole one comes before.
+    again = stream.writer()
+    for n in range(5, 25):
+        stream.publish(again, n, {(0, 0): [b"x"]}, complete=False)
+    newest, whole = (last_epoch(stream.bootstrap, {}, stream.epochs, complete=c) for c in (False, True))
+    assert newest is not None
+    assert whole is not None
+    assert (newest.epoch, whole.epoch) == (24, 4)
 
 
 def test_a_foreign_open_transaction_is_named_within_a_bound(stream: Stream) -> None:
