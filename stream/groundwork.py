@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from connectors.failpoint import failpoint
-from connectors.postgres import catalog, control, fence, mirror, session, slots, truncation
+from connectors.postgres import catalog, control, fence, lease, mirror, session, slots, truncation
 from connectors.postgres.session import Connection, translated
 from schemas.direction import Direction, Side
 from schemas.errors import Halt, Refused, SlotLost
@@ -221,20 +221,18 @@ def make_slot(work: Work, direction: Direction, name: str, epochs: str, before: 
 
 @contextmanager
 def alone(conn: Connection, migration: str, *, patience_s: float = 3.0) -> Iterator[None]:
-    """One `prepare` or `cancel` of a migration at a time. Errors: Refused after `patience_s`.
+    """One verb that sets up, turns or ends a migration at a time. Errors: Refused after `patience_s`, naming the other.
 
     The patience is for a process that was killed: its server takes a moment to notice.
     """
-    key = f"slackwater.prepare.{migration}"
+    key = lease.key(migration)
     give_up = time.monotonic() + patience_s
     with translated("cannot take the migration's lock"):
         while conn.execute("select pg_catalog.pg_try_advisory_lock(hashtextextended(%s, 0))", (key,)).fetchone() != (
             True,
         ):
             if time.monotonic() > give_up:
-                raise Refused(
-                    f"another `prepare` or `cancel` of migration {migration} is running", hint="wait until it has ended"
-                )
+                raise Refused(lease.busy(conn, migration), hint="wait until it has ended, then see: slackwater status")
             time.sleep(0.1)
     try:
         yield

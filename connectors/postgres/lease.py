@@ -10,7 +10,7 @@ import threading
 from types import TracebackType
 from typing import Any, Self
 
-from connectors.postgres.session import connect, translated
+from connectors.postgres.session import Connection, connect, translated
 from schemas.errors import Refused, SlackwaterError
 
 IDLE_S = 20.0  # the server ends a session that has not been heard of for so long
@@ -72,8 +72,9 @@ class Lease:
             waited = 0.0
             while self._conn.execute(_TAKE, (name,)).fetchone() != (True,):
                 if waited >= patience_s:  # a process that was killed: its server takes a moment to notice
-                    holder: Any = self._conn.execute(_HOLDER, (name,)).fetchone()
-                    raise Refused(_busy(migration, holder), hint="wait until it has ended, then see: slackwater status")
+                    raise Refused(
+                        busy(self._conn, migration), hint="wait until it has ended, then see: slackwater status"
+                    )
                 self._ended.wait(0.1)
                 waited += 0.1
 
@@ -87,7 +88,10 @@ class Lease:
                 return
 
 
-def _busy(migration: str, holder: Any) -> str:
+def busy(conn: Connection, migration: str) -> str:
+    """Who holds the migration's lock, in words."""
+    with translated("asking who holds the migration's lock"):
+        holder: Any = conn.execute(_HOLDER, (key(migration),)).fetchone()
     if holder is None:
         return f"somebody else is at migration {migration} at this moment"
     pid, user, application, address, since = holder

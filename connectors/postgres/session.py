@@ -6,7 +6,9 @@ statement has to run first. A secret never appears in an error: DSNs are only ev
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -89,6 +91,12 @@ def cancel(conn: Connection) -> None:
     """From another thread: end what the session runs. One that is gone, or does not answer, has nothing to end."""
     with suppress(psycopg.Error):
         conn.cancel_safe(timeout=5)
+
+
+def sever(conn: Connection) -> None:
+    """From another thread: cut the session without a word. Whoever waits for an answer is told that none will come."""
+    with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(conn.fileno())) as line:
+        line.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

@@ -158,7 +158,10 @@ def _fires(kinds: Mapping[str, Mapping[str, list[str]]], side: Side, role: surve
                 "deferrable_constraint",
                 f"{listed(names)} can be deferred, so a trigger checks it that a session in replica role skips: rows"
                 " that break it would be applied in silence",
-                "make it immediate until cutover (drop it, and add it without `deferrable`)",
+                "make it immediate until the migration ends, which holds nobody up: create unique index concurrently"
+                " ..., then drop the constraint and add it `using index` in one transaction. Where the application"
+                " needs it deferred: run apply as a role that may not set session_replication_role, and it holds at"
+                " each commit",
                 f"{side}.{name}",
             )
     for kind in firing:

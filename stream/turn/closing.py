@@ -13,7 +13,7 @@ from schemas.errors import Aborted, Ambiguous, SlackwaterError
 from stream.turn import history
 from stream.turn.hold import patience
 from stream.turn.standing import How
-from stream.turn.turning import Turning, ping
+from stream.turn.turning import GRACE_S, Turning, ping
 
 IN_DOUBT_S = 15.0  # how long a commit whose answer was lost is waited for
 
@@ -68,6 +68,7 @@ def _look_again(t: Turning, lost: SlackwaterError) -> None:
     try:
         with (
             t.connect(t.source, lock_timeout=f"{IN_DOUBT_S}s", statement_timeout=f"{IN_DOUBT_S}s") as conn,
+            t.answered(IN_DOUBT_S + GRACE_S, conn),
             translated("looking whether the source was closed"),
             conn.transaction(),
         ):

@@ -27,16 +27,19 @@ def open_other(t: Turning) -> None:
         give_up = time.monotonic() + max(PATIENCE_S, t.left_s())
         while True:
             try:
-                _once(t)
+                with t.answered(PATIENCE_S):
+                    _once(t)
                 break
             except Superseded as error:
                 raise Ambiguous(error.cause, hint=f"{t.command} status") from error
             except (Unavailable, Contended) as error:
                 if time.monotonic() > give_up:
+                    words = "--accept-loss --source-isolated"
                     raise Ambiguous(
                         f"{t.source} is closed and {t.to} could not be opened: {error.cause}",
-                        hint=f"when {t.to} answers again, run `{t.again}`: it opens {t.to}. If it is gone for good:"
-                        f" {t.command} failover --to {t.source} --accept-loss --source-isolated",
+                        hint=f"when both sides answer again, run `{t.again}`: it opens {t.to}. If one is gone for good:"
+                        f" {t.command} failover --to {t.source} {words} reopens {t.source},"
+                        f" {t.command} failover --to {t.to} {words} opens {t.to}",
                     ) from error
                 t.say(f"{t.to} could not be opened yet: {error.cause}")
                 time.sleep(RETRY_S)

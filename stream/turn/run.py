@@ -24,7 +24,9 @@ from stream.phases import Phase
 from stream.turn import closing, drain, history, hold, hooks, opening, past
 from stream.turn.outcome import Outcome, result_of
 from stream.turn.standing import How, writes
-from stream.turn.turning import Gates, Order, Turning
+from stream.turn.turning import GRACE_S, Gates, Order, Turning, ping
+
+FOLLOWING_S = 15.0  # how long what follows an opening, or tells of an abort, may take
 
 
 def turn(
@@ -112,11 +114,12 @@ def _whole(t: Turning, outcome: Outcome) -> str:
         found = drain.look(t)
         _spare(t)
     held = hold.hold(t)
-    drain.drain(t)
-    drain.final(t, found)
-    drain.advance(t, found)
-    closing.intend(t)
-    closing.close(t, held)
+    with t.answered(t.left_s() + GRACE_S):
+        drain.drain(t)
+        drain.final(t, found)
+        drain.advance(t, found)
+        closing.intend(t)
+        closing.close(t, held)
     opening.open_other(t)
     _after(t)
     return "done"
@@ -176,7 +179,10 @@ def _complete(t: Turning) -> str:
 def _after(t: Turning) -> None:
     """Phase, route, hooks, and the record: each may be done again."""
     try:
-        opening.finish(t)
+        for side in Side:
+            _fresh(t, side)
+        with t.answered(FOLLOWING_S):
+            opening.finish(t)
     except SlackwaterError as error:
         t.note(f"{t.to} is open; what follows is not written yet: {error.cause}. Run `{t.again}` again to finish")
         return
@@ -275,6 +281,9 @@ def _look(t: Turning, outcome: Outcome) -> None:
         except SlackwaterError as error:
             outcome.notes.append(f"the journal could not be written: {error.cause}")
     try:
+        if len(t.conns) == 2 and not t.order.dry_run:
+            for side in Side:
+                _fresh(t, side)
         rows = t.rows() if len(t.conns) == 2 else {}
         outcome.writes = writes(rows) if rows else None
         outcome.turn = max([0, *(row.open_turn for row in rows.values())]) if rows else None
@@ -285,8 +294,14 @@ def _look(t: Turning, outcome: Outcome) -> None:
 
 def _fresh(t: Turning, side: Side) -> Connection:
     conn = t.conns.get(side)
-    if conn is None or conn.closed or conn.broken:
-        t.conns[side] = conn = t.connect(side)
+    try:
+        if conn is not None and not conn.closed:
+            with t.answered(FOLLOWING_S):
+                ping(conn)
+            return conn
+    except SlackwaterError:  # it went away with its server, or was cut
+        t.say(f"{side} is asked anew")
+    t.conns[side] = conn = t.connect(side)
     return conn
 
 

@@ -7,14 +7,15 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from connectors.postgres import catalog, control
 from connectors.postgres.control import Turn
 from connectors.postgres.lease import Lease
-from connectors.postgres.session import Connection, connect, translated
+from connectors.postgres.session import Connection, connect, sever, translated
 from schemas.direction import Direction, Side
 from schemas.errors import Aborted, Refused, SlackwaterError
 from schemas.spec import Spec
@@ -34,6 +35,7 @@ KEEPING_MS = 12_000
 # A server that does not hear from us for some seconds ends the session, and lets the writers go.
 ALIVE = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "1", "tcp_keepalives_count": "3"}
 PACE_S = 0.004
+GRACE_S = 5.0  # how long after its time an answer is still waited for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +184,26 @@ class Turning:
                 reasons=tuple(f"{name} took {seconds:.2f} s" for name, seconds in self.steps.taken),
                 hint=f"{self.again}, with a longer --max-pause, or when the lag is lower",
             )
+
+    @contextmanager
+    def answered(self, within_s: float, *besides: Connection) -> Iterator[None]:
+        """A server that is frozen, or behind a dead line, says nothing: all sessions are cut after `within_s`.
+
+        What was asked fails then as if the server had gone away, and is dealt with in the same manner.
+        """
+
+        def cut() -> None:
+            self.say(f"no answer within {within_s:.0f} s: the sessions are cut")
+            for conn in (*self.conns.values(), *([self.holder] if self.holder is not None else []), *besides):
+                sever(conn)
+
+        timer = threading.Timer(within_s, cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     # What is said.
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.test_turn_crash import OTHER
 from tests.fixtures.ledger import writing
 from tests.fixtures.servers import private_postgres
-from tests.fixtures.tide import STATE, Tide, resume, state_of, tide_on
+from tests.fixtures.tide import STATE, Probe, Tide, resume, state_of, tide_on
 
 WORDS = ("--accept-loss", "--source-isolated")
 
@@ -47,7 +48,7 @@ def test_new_dies_and_old_takes_over(make_database: Callable[[str], str], bootst
 
 
 def test_it_is_interrupted_and_the_rest_is_not_given_up(tide: Tide) -> None:
-    """The source answers after all, and its capture stands still: neither Ctrl-C nor `rollback` does without its rows."""
+    """The source answers after all, and its capture stands still: no Ctrl-C and no `rollback` does without its rows."""
     assert tide.cutover()["result"] == "done"
     capture = tide.role("reverse", "capture")
     tide.drained("new")
@@ -98,3 +99,27 @@ def test_it_wakes_after_somebody_else_has_opened_the_other_side(tide: Tide) -> N
     assert "new was opened meanwhile" in out
     tide.program.until(lambda: tide.program.status()["safe_to_rollback"] is True)
     assert tide.rollback()["writes"] == "old"
+
+
+@pytest.mark.soak
+def test_killed_at_every_step_while_both_sides_answer(tide: Tide) -> None:
+    """There and back: the same words again finish it, and nothing acknowledged is lost, for the source answered."""
+    ledger = tide.ledger()
+    with Probe(tide=tide) as probe, writing(ledger):
+        before = "old"
+        for point in (
+            "failover.after_intent", "turn.after_hold", "turn.before_close_commit", "turn.after_close",
+            "failover.after_drain", "failover.before_open_commit", "failover.after_open",
+        ):  # fmt: skip
+            to = OTHER[before]
+            time.sleep(0.5)
+            probe.forget()
+            tide.turn("failover", "--to", to, *WORDS, failpoints=f"{point}=kill", code=-signal.SIGKILL)
+            assert len(tide.open_sides()) <= 1
+            done = tide.turn("failover", "--to", to, *WORDS)
+            assert (done["writes"], tide.open_sides()) == (to, [to])
+            probe.never_both([before, to])
+            before = to
+        assert tide.turn_until_done("rollback")["writes"] == "old"  # like any other from here on
+        time.sleep(0.5)
+    tide.agree(ledger)

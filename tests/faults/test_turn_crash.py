@@ -6,6 +6,7 @@ Two clients write to both sides all the time and never follow the route: who is 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ import time
 import pytest
 
 from tests.fixtures.ledger import Ledger, writing
-from tests.fixtures.tide import Probe, Tide, state_of
+from tests.fixtures.tide import Probe, Tide, resume, state_of
 
 # In the order of their steps; the source is closed from `after_close` on.
 POINTS = (
@@ -112,30 +113,68 @@ def stopped_and_woken(tide: Tide, ledger: Ledger, probe: Probe, point: str) -> N
     probe.never_both([now, OTHER[now]])
 
 
-def run(tide: Tide, points: list[str], how: str) -> None:
+def cut_and_run_again(tide: Tide, ledger: Ledger, probe: Probe, point: str) -> None:
+    """Its sessions on both sides end under it, as when a server restarts: it gives up, or finishes, and says which."""
+    before = side(tide)
+    to = OTHER[before]
+    probe.forget()
+    turning = tide.start(verb(to), failpoints=f"turn.{point}=stop")
+    tide.program.until(lambda: state_of(turning.pid) == "T")
+    for name in ("old", "new"):
+        tide.on(
+            name,
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = current_database()"
+            f" and application_name like 'slackwater {verb(to)} %'",
+        )
+    resume(turning)
+    out, err = turning.communicate(timeout=60)
+    told = json.loads(out)
+    place = POINTS.index(point)
+    # Past its commit, what is left is done over new sessions; before it, nothing has happened.
+    assert told["result"] == ("done" if place >= CLOSED_AT else "aborted" if place > 1 else "refused"), (out, err)
+    expected = to if place >= CLOSED_AT else before
+    assert (told["writes"], tide.open_sides()) == (expected, [expected])
+    tide.turn_until_done(verb(to))
+    probe.never_both([before, to])
+    assert side(tide) == to
+
+
+HOW = {"kill": killed_and_run_again, "stop": stopped_and_woken, "cut": cut_and_run_again}
+
+
+def run(tide: Tide, **points: list[str]) -> None:
+    """`points` are those at which each thing (a key of HOW) is done."""
     ledger = tide.ledger()
     with Probe(tide=tide) as probe, writing(ledger):
         time.sleep(0.5)
-        for point in points:
-            (killed_and_run_again if how == "kill" else stopped_and_woken)(tide, ledger, probe, point)
+        for how, where in points.items():
+            for point in where:
+                HOW[how](tide, ledger, probe, point)
     tide.agree(ledger)
 
 
 def test_killed(tide: Tide) -> None:
-    run(tide, rotating(6), "kill")
+    run(tide, kill=rotating(8), cut=rotating(16))
 
 
 def test_stopped_and_woken_late(tide: Tide) -> None:
-    run(tide, rotating(16), "stop")
+    run(tide, stop=rotating(16))
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("start", [0, 1])  # each point is met on the way there, and on the way back
 def test_killed_at_every_step(tide: Tide, start: int) -> None:
-    run(tide, [*(["after_gates"] if start else []), *POINTS], "kill")
+    run(tide, kill=[*(["after_gates"] if start else []), *POINTS])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("start", [0, 1])
+def test_cut_at_every_step(tide: Tide, start: int) -> None:
+    first = ["after_hooks"] if start else []  # a turn that is done whatever happens: the others are met on the way back
+    run(tide, cut=[*first, *POINTS])
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("point", POINTS)
 def test_stopped_at_every_step(tide: Tide, point: str) -> None:
-    run(tide, [point], "stop")
+    run(tide, stop=[point])

@@ -135,9 +135,9 @@ def held_by_us(tide: Tide) -> bool:
     return bool(tide.on("old", query)[0][0])
 
 
-def test_many_operators_at_once(tide: Tide) -> None:
+@pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.soak)])
+def test_many_operators_at_once(tide: Tide, count: int) -> None:
     """One turns; the others are told who, or that it is done already."""
-    count = 4 if "SLACKWATER_TURNS" not in os.environ else 20
     started = [tide.start("cutover") for _ in range(count)]
     answers = [json.loads(p.communicate(timeout=120)[0]) for p in started]
     codes = sorted(p.returncode for p in started)

@@ -38,8 +38,14 @@ class Lives:
 
 
 class Setting:
-    def __init__(self, lives: Lives) -> None:
-        self.heartbeat = Heartbeat(dsn="", migration="m", direction="forward", role="apply")  # never started
+    def __init__(
+        self,
+        lives: Lives,
+        *,
+        heartbeat: type[Heartbeat] = Heartbeat,
+        resumed: Callable[[], Callable[[], bool]] | None = None,
+    ) -> None:
+        self.heartbeat = heartbeat(dsn="", migration="m", direction="forward", role="apply")  # never started
         self.metrics = Metrics("m", "forward")
         self.resume = threading.Event()
         self.stop = threading.Event()
@@ -49,7 +55,7 @@ class Setting:
             build=lives.build,
             heartbeat=self.heartbeat,
             metrics=self.metrics,
-            resumed=lambda: self.resume.is_set,
+            resumed=resumed or (lambda: self.resume.is_set),
         )
         self.thread = threading.Thread(target=lambda: self.outcome.append(self.worker.run(self.stop)))
         self.thread.start()
@@ -92,6 +98,25 @@ def test_an_operators_error_stands_still_until_resume(error: SlackwaterError) ->
     assert setting.heartbeat.reason == error.cause
     assert not setting.heartbeat.ready
     setting.resume.set()
+    setting.until(setting.lives.working.is_set)
+    assert setting.lives.built == 2
+    assert setting.end() == worker.DONE
+
+
+def test_a_resume_in_the_moment_of_the_halt_counts() -> None:
+    """Whoever sees that a role has halted may say `resume` at once: before it has looked again for the first time."""
+    said: list[str] = []
+
+    class Seen(Heartbeat):
+        def halted(self, reason: str) -> None:
+            super().halted(reason)
+            said.append("resume")
+
+    def resumed() -> Callable[[], bool]:
+        before = len(said)
+        return lambda: len(said) != before
+
+    setting = Setting(Lives(Halt("a hole", hint="fill it")), heartbeat=Seen, resumed=resumed)
     setting.until(setting.lives.working.is_set)
     assert setting.lives.built == 2
     assert setting.end() == worker.DONE
