@@ -35,6 +35,7 @@ from stream.turn.turning import PACE_S, Order, Turning, ping
 
 PATIENCE_S = 60.0  # how long the applier may stand still before Kafka's rest is given up on
 TOKEN_S = 15.0  # how long the stream of a side that still answers may be silent before it is given up
+CLOSING_S = 120.0  # how long a source that answers may take to be closed
 POLL_S = 0.2
 
 
@@ -124,8 +125,9 @@ def _intend(t: Turning) -> None:
 def _close(t: Turning) -> None:
     """The other side answers, and takes writes: it is closed as in any turn."""
     t.say(f"{t.source} answers, and takes writes: it is closed first")
-    held = hold.hold(t)
-    closing.close(t, held)
+    with t.answered(CLOSING_S):
+        held = hold.hold(t)
+        closing.close(t, held)
 
 
 def _drain(t: Turning) -> None:
@@ -152,7 +154,8 @@ def _came_through(t: Turning) -> bool:
     Errors: Aborted when asked to stop: giving up on the source's rows is for the stream's silence alone to decide.
     """
     word = secrets.token_hex(16)
-    turns.send_token(t.conns[t.source], t.migration, t.direction, t.turn, word)
+    with t.answered(TOKEN_S):
+        turns.send_token(t.conns[t.source], t.migration, t.direction, t.turn, word)
     moved_at, before = time.monotonic(), -1
     while not turns.token_seen(t.conns[t.to], t.migration, t.direction, word):
         now = _epoch(t)
@@ -206,7 +209,7 @@ def _open(t: Turning) -> None:
     if waiting := drain.unfinished(conn, t):
         for clause in waiting:
             t.note(f"gone over: {clause}")
-    with t.steps.step("open"), translated(f"opening {t.to}"), ExitStack() as transactions:
+    with t.steps.step("open"), t.answered(TOKEN_S), translated(f"opening {t.to}"), ExitStack() as transactions:
         for side in (Side.OLD, Side.NEW):
             if side in t.conns:
                 transactions.enter_context(t.conns[side].transaction())

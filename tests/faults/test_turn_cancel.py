@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
 
+from tests.fixtures.databases import Databases
 from tests.fixtures.ledger import writing
 from tests.fixtures.running import end
-from tests.fixtures.tide import Tide, resume, state_of
+from tests.fixtures.tide import Tide, resume, state_of, tide_on
 
 pytestmark = pytest.mark.soak
+
+
+@pytest.fixture
+def tide(databases: Databases, bootstrap: str, tmp_path: Path) -> Iterator[Tide]:
+    """One of its own, for its end."""
+    with tide_on(tmp_path, {"old": databases.old, "new": databases.new}, bootstrap) as made:
+        yield made
+
 
 # What is ours in a database, whatever schema it is in.
 OURS = """

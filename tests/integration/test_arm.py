@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +46,7 @@ def make(shop: Shop) -> Shop:
     return shop.with_(tables="copy: ['*']\n")
 
 
+ECHO_S = int(os.environ.get("SLACKWATER_ECHO_S", "600"))
 APART = pytest.mark.parametrize("plain", ["two databases"], indirect=True)  # where one database is no other matter
 
 
@@ -224,7 +226,7 @@ def load_for(shop: Shop, write: Callable[[str], object], schema: str, seconds: f
             write(f"delete from {schema}.orders where customer < {n} - 20")
 
 
-@pytest.mark.parametrize("seconds", [6, pytest.param(600, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("seconds", [6, pytest.param(ECHO_S, marks=pytest.mark.soak)])
 def test_nothing_echoes(program: Program, plain: Shop, seconds: int) -> None:
     """Load, backfill, reread and repair of one direction are no row of the other's."""
     armed(program)

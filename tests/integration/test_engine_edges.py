@@ -13,6 +13,7 @@ import pytest
 from connectors.postgres import catalog
 from connectors.postgres.session import connect
 from schemas.direction import Direction
+from schemas.errors import RowRejected
 from stream import quarantine
 from tests.fixtures.databases import Databases
 from tests.fixtures.filling import Filling
@@ -207,3 +208,23 @@ def test_a_key_that_is_checked_only_at_commit_is_no_key(databases: Databases) ->
         conn.execute("alter table t replica identity full")
         table = catalog.tables(conn, "public")["t"]
         assert (table.key, table.identity_columns) == ((), ("id", "v"))
+
+
+def test_a_deferred_constraint_holds_where_the_role_may_not_skip_it(fill: MakeFilling) -> None:
+    """What `check` names as a way out: values that move within a transaction pass, one that is there twice stops it."""
+    ddl = "create table t (id integer primary key, u integer{})"
+    filling = fill(ddl.format(""), ddl.format(" unique deferrable initially deferred"), "copy: [t]")
+    filling.engine.replica = False
+    filling.engine.run("set session_replication_role = origin")
+    with filling.backfill(), filling.streaming():
+        filling.filled()
+    filling.old.execute("insert into t values (1, 1), (2, 2)")
+    filling.advance()
+    filling.old.execute("update t set u = 3 - u")
+    filling.advance()
+    filling.agrees()
+    filling.old.execute("insert into t values (3, 1)")
+    with pytest.raises(RowRejected, match="t_u_key"):
+        filling.advance()
+    assert filling.new.execute("select count(*) from app.t").fetchone() == (2,)
+    filling.old.execute("delete from t where id = 3")
