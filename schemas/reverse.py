@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 from sqlglot import exp
 
+from schemas.bind import bound
 from schemas.draft import Draft
 from schemas.inverse import Inverse
 from schemas.mapping import Mapping
-from schemas.names import readable
+from schemas.names import qualified, quote, readable
 from schemas.pieces import Piece, Useless, pieces
 from schemas.reversal import How, Loss, Reversal
 from schemas.spec import TableEntry
@@ -83,7 +84,7 @@ def _derive(table: Table, forward: Forward, old: Tables, new: Tables, entry: Tab
             made.reversals = [_none(table.name, r.column, r.why or made.why) for r in made.reversals]
             return made
     made.text = text
-    made.scope = _scope(table, choice)
+    made.scope = _scope(table, choice, old)
     return made
 
 
@@ -183,20 +184,37 @@ def _key(base: Piece, other: Piece) -> tuple[str, ...]:
     return tuple(k for k in base.key if k in other.columns)
 
 
-def _scope(table: Table, choice: _Choice) -> str | None:
-    """The condition that the rows of the choice were taken by, over the old table's own columns."""
-    columns = {c.name: c.name for c in table.columns}
+def _scope(table: Table, choice: _Choice, old: Tables) -> str | None:
+    """The condition on old's rows (`q`) that the rows of the choice were taken by; None where it is all of them."""
     if any(p.whole for p in choice.parts):
         return None
-    said = []
-    for part in choice.parts:
-        if not part.filter:
-            return None
-        spelled = [over_columns(c.sql(dialect="postgres"), columns) for c in part.filter]
-        if not all(spelled):
-            return None
-        said.append(" and ".join(f"({s})" for s in spelled))
+    said = [_filter(table, part) or _made_of(part, old) for part in choice.parts]
     return said[0] if len(said) == 1 else " or ".join(f"({s})" for s in said)
+
+
+def _filter(table: Table, part: Piece) -> str | None:
+    """The forward mapping's own condition, where it is one over the old table's columns alone."""
+    columns = {c.name: c.name for c in table.columns}
+    spelled = [over_columns(c.sql(dialect="postgres"), columns) for c in part.filter]
+    return " and ".join(f"({s})" for s in spelled) if spelled and all(spelled) else None
+
+
+def _made_of(part: Piece, old: Tables) -> str:
+    """Whether the forward mapping makes a row of it: what a join leaves out is in old alone."""
+    bindings = {s: _rows_of(old[s], part.mapping.reads[s]) for s in part.mapping.sources}
+    if part.key:
+        same = [f"{part.columns[k].sql} = q.{quote(k)}" for k in part.key]
+    else:
+        same = [f"{i.sql} is not distinct from q.{quote(c)}" for c, i in part.columns.items()]
+    if part.witness:
+        same.append(f"{readable(part.new)}.{readable(part.witness)} is not null")
+    made = bound(part.mapping.text, bindings)
+    return f"exists (select from (\n{made}\n) {readable(part.new)} where {' and '.join(same)})"
+
+
+def _rows_of(table: Table, columns: Iterable[str]) -> str:
+    name = qualified(table.schema, table.name)
+    return f"select {', '.join(map(quote, columns))} from {name if table.partitioned else f'only {name}'}"
 
 
 # What is said of each column.

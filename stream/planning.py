@@ -142,7 +142,7 @@ def _way_back(report: Report) -> list[str]:
         if mapping is not None:
             lines += [f"      {line}" for line in mapping.text.strip().splitlines()]
             if mapping.scope is not None:
-                lines.append(f"    other rows stay as they are; these are meant: {mapping.scope}")
+                lines.append(f"    other rows stay as they are; these are meant: {' '.join(mapping.scope.split())}")
         alike: dict[str, list[str]] = defaultdict(list)
         for reversal in columns:
             alike[_said(reversal)].append(reversal.column)

@@ -18,6 +18,7 @@ from connectors.postgres import mirror, parse_tree
 from connectors.postgres.session import Connection, translated
 from schemas.bind import bound
 from schemas.control import MIRROR_SCHEMA
+from schemas.direction import Side
 from schemas.mapping import Mapping as TableMapping
 from schemas.names import qualified, quote
 from schemas.problem import Problem
@@ -42,12 +43,13 @@ def examine(
     *,
     trust: Collection[str] = (),
     where: str = "",
+    side: Side = Side.NEW,
 ) -> Examined:
-    """Prepare one mapping wherever it will run. `table` is its target; `trust` and `where` are the file's.
+    """Prepare one mapping wherever it will run. `table` is its target, on `side`; `trust` and `where` are the file's.
 
     Errors: those of a connection that fails; whatever is wrong with the mapping comes back as problems.
     """
-    exam = _Exam(mapping, sources, table, trust, where or f"tables: {mapping.target}")
+    exam = _Exam(mapping, sources, table, trust, where or f"tables: {mapping.target}", side)
     with translated(f"preparing the mapping of {mapping.target}"):
         with source.transaction(force_rollback=True):
             exam.on_source(source)
@@ -70,6 +72,7 @@ class _Exam:
     table: Table
     trust: Collection[str]
     where: str
+    side: Side
     problems: list[Problem] = field(default_factory=list)
     types: dict[str, str] = field(default_factory=dict)
     user_types: list[mirror.UserType] = field(default_factory=list)
@@ -106,8 +109,8 @@ class _Exam:
                 f"the target does not accept the mapping of {m.target} over staged rows: {error.message}",
                 _remedy(
                     error,
-                    "what it names must be there on new as well, with its schema; `group by` must name every column"
-                    " that is not aggregated",
+                    f"what it names must be there on {self.side} as well, with its schema; `group by` must name every"
+                    " column that is not aggregated",
                 ),
             )
             return
@@ -123,7 +126,7 @@ class _Exam:
         if made.impossible:
             self.refuse(
                 f"the target lacks the type {', '.join(made.impossible)}, which {self.mapping.target} is made from",
-                "create it on new too: usually the same extension (`create extension ...`)",
+                f"create it on {self.side} too: usually the same extension (`create extension ...`)",
             )
             return False
         if made.statements:
@@ -227,14 +230,16 @@ class _Exam:
         into = qualified(self.table.schema, self.table.name)
         if row is None or not row[0]:
             self.refuse(
-                f"nothing in new says that the key ({', '.join(self.mapping.key)}) of {self.table.name} is unique",
-                f"run on new: create unique index on {into} ({names}); or name the primary key's columns under `key:`",
+                f"nothing in {self.side} says that the key ({', '.join(self.mapping.key)}) of {self.table.name} is"
+                " unique",
+                f"run on {self.side}: create unique index on {into} ({names}); or name the primary key's columns under"
+                " `key:`",
             )
         nullable = [k for k in self.mapping.key if not self.table.column(k).not_null]
         if nullable:
             self.refuse(
                 f"key column {', '.join(nullable)} of {self.table.name} may be null: such a row would be lost to it",
-                "run on new: "
+                f"run on {self.side}: "
                 + "; ".join(f"alter table {into} alter column {quote(k)} set not null" for k in nullable),
             )
 

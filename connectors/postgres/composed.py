@@ -130,7 +130,7 @@ class Composition:
         shown = [f"x.o{i}" for i in range(len(names))] + [f"y.b{i}" for i in range(len(self.compared))]
         return (
             f"select {', '.join(shown)}, coalesce(x.meant, true) as meant, x.o is true as o, y.b is true as b\n"
-            f"from (select {mine}, {scope} as meant, true as o from {relation(self.table)}\nwhere {condition}) x\n"
+            f"from (select {mine}, {scope} as meant, true as o from {relation(self.table)} q\nwhere {condition}) x\n"
             f"full join (select {back}, true as b from (\n{self._returned(condition)}\n) r\nwhere {condition}) y"
             f" on {on}"
         )

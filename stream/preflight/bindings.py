@@ -37,7 +37,9 @@ def examine(
         )
         table = targets[mapping.target]
         try:
-            examined = bindings.examine(source, target, mapping, sources, table, trust=spec.trust, where=where)
+            examined = bindings.examine(
+                source, target, mapping, sources, table, trust=spec.trust, where=where, side=direction.target
+            )
         except PrivilegeMissing as error:  # one more thing that is wrong, not the end of the examination
             problems.append(Problem(cause=error.cause, remedy=error.hint, where=where))
             continue

@@ -37,6 +37,7 @@ class Compared:
     target_rows: int
     suspects: tuple[Key, ...] = ()
     youngest: int | None = None
+    by_rows: bool = False  # every row is a suspect
     more: bool = False  # there are more suspects than were listed
 
     @property

@@ -28,7 +28,7 @@ class Course:
         self.running = 0
         self.ended = False  # nothing more is to be taken, whatever is pending
         if view.space is None:
-            self.pending = [] if self.done else [EVERYTHING]
+            self.pending = [] if _whole(self.done) else [EVERYTHING]
         elif not self.done and covers(before):
             self.pending = list(before)
         else:
@@ -64,11 +64,15 @@ class Course:
 
     def assert_covered(self) -> None:
         """Errors: Halt when a part of the key space was left out: a defect, which must never read as clean."""
-        whole = bool(self.done) if self.view.space is None else covers(self.done)
+        whole = _whole(self.done) if self.view.space is None else covers(self.done)
         if not whole:
             raise Halt(
                 f"not every part of {self.view.name} was compared", hint="a defect of slackwater: report it; try again"
             )
+
+
+def _whole(chunks: Iterable[Chunk]) -> bool:
+    return any(c.lower is None and c.upper is None for c in chunks)
 
 
 def covers(chunks: Iterable[Chunk]) -> bool:

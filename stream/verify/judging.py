@@ -51,6 +51,10 @@ class TooMany(Exception):
         self.found = found
 
 
+class Unsettled(Unavailable):
+    """Rows of one table could not be settled in time; the others go on."""
+
+
 class Stopped(Exception):
     """Asked to stop."""
 
@@ -128,18 +132,18 @@ class Judge:
     """Judges suspects over one worker's sessions."""
 
     def __init__(self, witness: Witness, applied: Applied, stop: threading.Event) -> None:
-        self._witness = witness
+        self.witness = witness
         self._applied = applied
         self._stop = stop
 
-    def judge(self, view: View, suspects: Sequence[Key], *, most: int = MOST) -> list[Found]:
+    def judge(self, view: View, suspects: Sequence[Key], *, most: int = MOST, batch: int = BATCH) -> list[Found]:
         """The suspects that are mismatches; other rows of the same owners may come to light, and count too.
 
-        Errors: TooMany past `most`; Unavailable when rows cannot be settled.
+        Errors: TooMany past `most`; Unsettled when rows cannot be settled; Unavailable.
         """
         found: dict[Key, Found] = {}
-        for i in range(0, len(suspects), BATCH):
-            for one in self._batch(view, suspects[i : i + BATCH]):
+        for i in range(0, len(suspects), batch):
+            for one in self._batch(view, suspects[i : i + batch]):
                 found[one.key] = one
             if len(found) > most:
                 raise TooMany(list(found.values()))
@@ -151,23 +155,28 @@ class Judge:
         followers: list[Sample] = []
         found: list[Found] = []
         for turn in range(ROUNDS):
-            leaders.append(self._witness.lead(view, open_))
+            leaders.append(self.witness.lead(view, open_))
             open_ = self._settled(view, open_, leaders, followers, found)
             if not open_:
                 return found
             self._applied.past(leaders[-1].lsn)
-            followers.append(self._witness.follow(view, open_))
+            followers.append(self.witness.follow(view, open_))
             self._caught_up(followers)
             open_ = self._settled(view, open_, leaders, followers, found)
             if not open_:
                 return found
             if self._stop.wait(min(1.0, ROUND_S * turn)):
                 raise Stopped
-            if turn >= CALM_ROUNDS:
+            if turn >= CALM_ROUNDS and not followers[-1].unsettled:
                 open_ = self._burst(view, open_, found)
                 if not open_:
                     return found
-        raise Unavailable(
+        if followers[-1].unsettled:
+            raise Unsettled(
+                f"{len(open_)} rows of {view.name} differ, and rows of it wait to be read again: it may be that alone",
+                hint="`slackwater run backfill` reads them; then `slackwater verify` again",
+            )
+        raise Unsettled(
             f"{len(open_)} rows of {view.name} are written faster than they can be compared",
             hint="run it again when there is less traffic",
         )
@@ -180,21 +189,21 @@ class Judge:
             leaders: list[Sample] = []
             followers: list[Sample] = []
             for _ in range(BURST):
-                leaders.append(self._witness.lead(view, part))
-                followers.append(self._witness.follow(view, part))
+                leaders.append(self.witness.lead(view, part))
+                followers.append(self.witness.follow(view, part))
                 if self._stop.is_set():
                     raise Stopped
-            leaders.append(self._witness.lead(view, part))
+            leaders.append(self.witness.lead(view, part))
             left += self._settled(view, part, leaders, followers, found)
         return left
 
     def _caught_up(self, followers: Sequence[Sample]) -> None:
         """A replica that leads has to show what the follower already has, or its next sample would look older."""
-        replayed = self._witness.leader.replayed()
+        replayed = self.witness.leader.replayed()
         while replayed is not None and followers and replayed < followers[-1].lsn:
             if self._stop.wait(POLL_S):
                 raise Stopped
-            replayed = self._witness.leader.replayed()
+            replayed = self.witness.leader.replayed()
 
     def _settled(
         self,
@@ -210,7 +219,7 @@ class Judge:
         agreed, different = settle(open_, leaders, followers)
         for key, (leader, follower) in different.items():
             lead, follow = leader.image(key), follower.image(key)
-            ahead = self._witness.leader is self._witness.source
+            ahead = self.witness.leader is self.witness.source
             found.append(mismatch(view, key, *((lead, follow) if ahead else (follow, lead))))
         return [key for key in open_ if key not in agreed and key not in different]
 

@@ -100,7 +100,7 @@ class Continuous:
             replace(task, workers=1),  # a burst on one core a side: latency is felt at its edges
             throttle=self._throttle,
             hurry=1.0 if self._options.max_rows_per_s else SHARE,
-            rows=self._metrics.verify_rows,
+            count=self._metrics.verify_rows,
             progress=self._show,
             yielding=lambda: is_wanted(control, task.plan),
         )

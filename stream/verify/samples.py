@@ -29,6 +29,7 @@ class Sample:
 
     `versions` name the stored rows that an image was computed from: two samples with the same version of a key show a
     row that was not written in between. An absent version says nothing.
+    `unsettled`: rows of the follower waited to be read again when it was taken, so what it lacks may be on its way.
     """
 
     order: int
@@ -36,6 +37,7 @@ class Sample:
     lsn: Lsn
     images: Mapping[Key, Image]
     versions: Mapping[Key, Hashable]
+    unsettled: bool = False
 
     def image(self, key: Key) -> Image:
         return self.images.get(key, ())
@@ -78,8 +80,9 @@ def differs(key: Key, leaders: Sequence[Sample], followers: Sequence[Sample]) ->
 
     The leader's row was the same version before and after a follower's sample that had everything the first one shows:
     so it was that very row at the follower's place. Without versions (no row there, or one that is computed from rows
-    which cannot be told), several samples of both have to say the same for a while.
+    which cannot be told), several samples of both have to say the same for a while. An unsettled sample proves nothing.
     """
+    followers = [f for f in followers if not f.unsettled]
     for follower in followers:
         before = [x for x in leaders if x.order < follower.order and x.lsn <= follower.lsn]
         after = [x for x in leaders if x.order > follower.order]

@@ -12,32 +12,29 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
-from typing import Any, cast
 
 from connectors.failpoint import failpoint
 from connectors.postgres import catalog
-from connectors.postgres.ranges import Chunk, Kind
+from connectors.postgres.ranges import Chunk
 from connectors.postgres.session import connect, translated
 from connectors.postgres.sight import Sight, bases
-from connectors.postgres.target import canonical
 from schemas.digest import Hash
 from schemas.errors import Contended, Halt, SlackwaterError, Unavailable
 from schemas.table import Table
 from stream.throttle import Throttle
-from stream.verification import Store, Verdict
-from stream.verify.compare import Compared, Pair, agreed_hash, assert_empty, compare
-from stream.verify.course import Course
-from stream.verify.judging import Applied, Found, Judge, Stopped, TooMany
+from stream.verify import rows
+from stream.verify.compare import Compared, Pair, agreed_hash, compare
+from stream.verify.judging import BATCH, Applied, Found, Judge, Stopped, TooMany, Unsettled
+from stream.verify.ledger import APPLICATION, Ledger
 from stream.verify.task import Tally, Task
-from stream.verify.views import View, bare, owners, restricts, views
+from stream.verify.views import View, views
 from stream.verify.witness import Witness
 
 log = logging.getLogger("slackwater.verify")
 
-APPLICATION = "slackwater verify"
 IDLE_S = 0.1
 JUDGE_S = 1.0  # how often the throttle is asked
+PATIENT_S = 10.0  # after which whatever holds back is no matter of a moment
 CONTENDED = 5  # times that a chunk is tried again after a lock was not to be had
 QUERY_CANCELED = "57014"
 LONGEST_REST_S = 60.0  # after one chunk, or one scan of a table
@@ -57,7 +54,7 @@ class Sweep:
         only: Sequence[str] = (),
         resume: bool = True,
         hurry: float = 1.0,
-        rows: Callable[[int], None] = lambda _: None,
+        count: Callable[[int], None] = lambda _: None,
         progress: Callable[[Sweep], None] = lambda _: None,
         yielding: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -66,7 +63,7 @@ class Sweep:
         self._only = only
         self._resume = resume
         self._hurry = hurry
-        self._count = rows
+        self._count = count
         self._progress = progress
         self._yielding = yielding
         self._lock = threading.Lock()
@@ -83,7 +80,7 @@ class Sweep:
             control = stack.enter_context(
                 contextlib.closing(connect(task.target_dsn, application=f"{APPLICATION} control"))
             )
-            self._store = Store(control, task.plan.migration, task.plan.direction)
+            self._ledger = Ledger(control, task)
             first = self._pair()
             stack.callback(first.close)
             first.source.assert_same(task.system_id, task.timeline)
@@ -155,47 +152,24 @@ class Sweep:
             accepted=task.accepted,
         )
         for view in found:
-            began, listed, total = self._store.begin(view.name, task.fingerprint, resume=self._resume)
-            done, before = self._chunks(view, began)
-            tally = Tally(view=view, course=Course(view, [c for c, _, _ in done], before), began=began, total=total)
-            tally.found = [Found(mismatch=m, key=(), source=(), target=()) for m in listed]
-            tally.source_rows = sum(s for _, s, _ in done)
-            tally.target_rows = sum(t for _, _, t in done)
-            self.tallies[view.name] = tally
-
-    def _chunks(self, view: View, began: datetime) -> tuple[list[tuple[Chunk, int, int]], list[Chunk]]:
-        """What this pass has done of a table, and the chunks of the one before it, the newest written first."""
-        conn, plan = self._store.conn, self._task.plan
-        with translated("reading the chunks"):
-            rows = conn.execute(
-                "select chunk, lower, upper, source_rows, target_rows, began_at = %s from slackwater.verify_chunk"
-                " where migration = %s and direction = %s and load = %s order by youngest nulls last, chunk desc",
-                (began, plan.migration, plan.direction.value, view.name),
-            ).fetchall()
-        done, before = [], []
-        for number, lower, upper, source, target, mine in cast("list[Any]", rows):
-            kind = Kind.RANGE if view.space is not None else Kind.WHOLE
-            chunk = Chunk(number=number, kind=kind, lower=lower, upper=upper)
-            if mine:
-                done.append((chunk, source, target))
-            else:
-                before.append(chunk)
-        return done, [] if done else before
+            self.tallies[view.name] = self._ledger.open(view, resume=self._resume)
 
     # The workers.
 
     def _watch(self, workers: Sequence[threading.Thread], stop: threading.Event) -> None:
-        judged = 0.0
+        judged, pause_s = 0.0, IDLE_S
         while any(t.is_alive() for t in workers):
             if self._errors:
                 raise self._errors[0]
             if stop.is_set():
                 self._ended.set()
                 raise Stopped
-            if time.monotonic() - judged > JUDGE_S:
+            if time.monotonic() - judged > pause_s:
                 judged = time.monotonic()
                 if self.throttle is not None:
                     self.throttle.judge()
+                if self.throttle is None or self.throttle.reason is None or judged - self.began_s > PATIENT_S:
+                    pause_s = JUDGE_S  # at first the lag is not known yet, which is over in a moment
                 if self._yielding():
                     self._ended.set()
                     raise Stopped
@@ -241,7 +215,7 @@ class Sweep:
                         if tally.problem is None and (chunk := self._planned(tally)) is not None:
                             return tally, chunk
                         if tally.course.over:
-                            self._conclude(tally)
+                            self._ledger.conclude(tally, self._planner.primary)
                     if all(t.concluded for t in self.tallies.values()):
                         return None
             self._ended.wait(IDLE_S)
@@ -259,9 +233,14 @@ class Sweep:
         for attempt in range(CONTENDED):
             try:
                 began_s = time.monotonic()
-                compared = compare(pair, view, chunk)
+                compared = self._compared(pair, judge.witness, tally, chunk)
                 spent += time.monotonic() - began_s  # judging is waiting, for the most part
                 found, more = self._judged(judge, view, compared)
+                if more and not found:
+                    raise Halt(
+                        f"more rows of {view.name} were waived than can be told apart from others that differ",
+                        hint="slackwater quarantine retry",
+                    )
                 if compared.more and not found:
                     raise Contended(
                         f"so many rows of {view.name} are being written that not all could be looked at",
@@ -280,34 +259,33 @@ class Sweep:
                 return
         failpoint("verify.before_record")
         with self._lock:
-            self._record(tally, chunk, compared, found, more)
+            self._ledger.record(tally, chunk, compared, found, more=more)
         self._count(compared.rows)
         if self.throttle is not None:
             self.throttle.bucket.spend(compared.rows)
         if self._hurry < 1.0:
             self._ended.wait(min(LONGEST_REST_S, spent / self._hurry - spent))
 
+    def _compared(self, pair: Pair, witness: Witness, tally: Tally, chunk: Chunk) -> Compared:
+        view = tally.view
+        try:
+            return compare(pair, view, chunk)
+        except Halt as error:
+            if not rows.lacks(error):
+                raise
+            if not tally.by_rows:
+                log.warning("%s is compared row by row, on the target alone: %s", view.name, error.cause)
+            tally.by_rows = True
+            return rows.every_row(pair, witness, view, chunk, error)
+
     def _judged(self, judge: Judge, view: View, compared: Compared) -> tuple[list[Found], bool]:
         try:
-            return self._not_waived(view, judge.judge(view, compared.suspects)), False
+            batch = rows.BATCH if compared.by_rows else BATCH
+            found, more = judge.judge(view, compared.suspects, batch=batch), False
         except TooMany as error:
-            return error.found, True
-
-    def _not_waived(self, view: View, found: list[Found]) -> list[Found]:
-        """Without rows that the target refused and an operator gave up: those stay listed in quarantine."""
-        by = restricts(view)
-        if not found or by is None or not view.mapping.row_local:
-            return found
-        with self._lock, translated("reading the quarantine"):
-            rows = self._store.conn.execute(
-                "select key from slackwater.quarantine where migration = %s and direction = %s and load = %s"
-                " and state = 'waived'",
-                (self._task.plan.migration, self._task.plan.direction.value, view.name),
-            ).fetchall()
-        waived = {canonical(row[0]) for row in rows}
-        table = view.sources[0]
-        names = [bare(e, table) or "" for e in by[table.name]]
-        return [f for f in found if canonical(dict(zip(names, owners(view, [f.key])[0], strict=True))) not in waived]
+            found, more = error.found, True
+        with self._lock:
+            return self._ledger.not_waived(view, found), more
 
     def _smaller(self, tally: Tally, chunk: Chunk, error: SlackwaterError, pair: Pair) -> bool:
         """A range that took too long is compared in two parts, if it can be cut."""
@@ -324,7 +302,7 @@ class Sweep:
 
     def _give_up(self, tally: Tally, chunk: Chunk, error: SlackwaterError) -> None:
         """A table that cannot be compared; the others go on. A server that is gone ends all of it."""
-        if isinstance(error, Unavailable) and not isinstance(error, Contended):
+        if isinstance(error, Unavailable) and not isinstance(error, (Contended, Unsettled)):
             raise error
         with self._lock:
             tally.course.give_back(chunk)
@@ -334,67 +312,6 @@ class Sweep:
         tally.problem = tally.problem or error
         tally.course.ended = True
         log.error("%s cannot be compared: %s", tally.view.name, error.cause)
-
-    def _record(self, tally: Tally, chunk: Chunk, compared: Compared, found: Sequence[Found], more: bool) -> None:
-        plan, conn = self._task.plan, self._store.conn
-        tally.found += found
-        tally.total += sum(f.mismatch.rows for f in found)
-        with translated("recording a chunk"), conn.transaction():
-            conn.execute(
-                "insert into slackwater.verify_chunk (migration, direction, load, chunk, lower, upper, source_rows,"
-                " target_rows, youngest, began_at) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
-                " on conflict (migration, direction, load, chunk) do update set lower = excluded.lower,"
-                " upper = excluded.upper, source_rows = excluded.source_rows, target_rows = excluded.target_rows,"
-                " youngest = excluded.youngest, began_at = excluded.began_at, done_at = clock_timestamp()",
-                (
-                    *(plan.migration, plan.direction.value, tally.view.name, chunk.number, chunk.lower, chunk.upper),
-                    *(compared.source_rows, compared.target_rows, compared.youngest, tally.began),
-                ),
-            )
-            if found:
-                self._store.found(tally.view.name, tally.began, [f.mismatch for f in tally.found], tally.total)
-        tally.source_rows += compared.source_rows
-        tally.target_rows += compared.target_rows
-        tally.course.finish(chunk)
-        if more:
-            tally.more = tally.course.ended = True
-
-    def _conclude(self, tally: Tally) -> None:
-        """Under the lock: the table's verdict, once nothing of it is left."""
-        if tally.concluded:
-            return
-        tally.concluded = True
-        name, plan = tally.view.name, self._task.plan
-        try:
-            if tally.problem is None and not tally.more:
-                tally.course.assert_covered()
-                if not tally.rows:
-                    with contextlib.closing(connect(self._task.target_dsn, application=APPLICATION)) as target:
-                        assert_empty(tally.view, self._planner.primary, target)
-        except SlackwaterError as error:
-            tally.problem = error
-        if tally.problem is not None:
-            self._store.failed(name, tally.problem.cause, tally.problem.hint)
-            return
-        tally.verdict = self._store.conclude(
-            name,
-            tally.began,
-            self._task.fingerprint,
-            rows=tally.rows,
-            mismatches=[f.mismatch for f in tally.found],
-            total=tally.total,
-        )
-        if tally.verdict is Verdict.PENDING:
-            tally.problem = Contended(
-                f"{name} was prepared anew, or compared by somebody else, meanwhile", hint="slackwater verify"
-            )
-            return
-        with translated("forgetting the chunks of earlier passes"):
-            self._store.conn.execute(
-                "delete from slackwater.verify_chunk where migration = %s and direction = %s and load = %s"
-                " and began_at <> %s",
-                (plan.migration, plan.direction.value, name, tally.began),
-            )
 
     @property
     def how(self) -> Hash:

@@ -47,6 +47,7 @@ class Tally:
     total: int = 0  # mismatched rows
     found: list[Found] = field(default_factory=list)
     verdict: Verdict = Verdict.RUNNING
+    by_rows: bool = False  # the source could not compute it: each of its rows was judged
     more: bool = False  # so many rows differ that counting stopped
     problem: SlackwaterError | None = None
     concluded: bool = False

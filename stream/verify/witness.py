@@ -27,6 +27,7 @@ from schemas.table import Table
 from stream.engine import loads as build
 from stream.engine.staging import Stage
 from stream.engine.statements import Load, columns
+from stream.loads import MIRROR
 from stream.verify.compare import Pair
 from stream.verify.samples import Image, Key, Row, Sample
 from stream.verify.views import INTEGERS, View, bare, owners, restricts
@@ -43,6 +44,14 @@ class Raw:
     rows: Mapping[str, Sequence[Sequence[str | None]]]
     owner_of: Mapping[str, Sequence[Key]]  # the owner that each of them feeds
     versions: Mapping[Key, Hashable]  # by owner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a sample stands. `unsettled`: rows that it may lack wait to be read again."""
+
+    lsn: Lsn
+    unsettled: bool = False
 
 
 class Witness:
@@ -81,41 +90,59 @@ class Witness:
         """The rows on the other side, and up to where the stream had been applied to it."""
         return self._sample(view, keys, leading=False)
 
+    def made(self, view: View, wanted: Sequence[Key]) -> list[Key]:
+        """Keys of the rows that the SELECT makes for some owners, where the sources say which rows feed them."""
+        by = restricts(view)
+        assert by is not None
+        with self._pair.source.look(view.sources, timeout_s=LOOK_S):
+            raw = self._read(view, by, wanted)
+        return list(self._transformed(view, raw, wanted))
+
     def _sample(self, view: View, keys: Sequence[Key], *, leading: bool) -> Sample:
         sight = self.leader if leading else self.follower
         self._order += 1
         order = self._order
         if sight is self._pair.source:
-            lsn, images, versions = self._of_source(view, keys, leading=leading)
+            place, images, versions = self._of_source(view, keys, leading=leading)
         else:
-            lsn, images, versions = self._of_target(view, keys, leading=leading)
-        return Sample(order=order, at_s=time.monotonic(), lsn=lsn, images=images, versions=versions)
+            place, images, versions = self._of_target(view, keys, leading=leading)
+        return Sample(
+            order=order,
+            at_s=time.monotonic(),
+            lsn=place.lsn,
+            images=images,
+            versions=versions,
+            unsettled=place.unsettled,
+        )
 
-    def _place(self, sight: Sight, *, leading: bool) -> Lsn:
+    def _place(self, sight: Sight, view: View, *, leading: bool) -> Place:
         """Within a look: how new it is at most, or what had been applied when it was taken."""
         if leading:
-            return sight.position()
+            return Place(lsn=sight.position())
+        mine = f"migration = '{self._plan.migration}' and direction = '{self.link}'"
+        written = [view.name] if sight is self._pair.target else [t.name for t in view.sources]
         rows = sight.all(
-            "select end_lsn::text from slackwater.checkpoint"
-            f" where migration = '{self._plan.migration}' and direction = '{self.link}'",
+            "select end_lsn::text, exists (select from slackwater.reread"
+            f" where {mine} and (load in ({', '.join(map(_literal, written))}) or starts_with(load, '{MIRROR}')))"
+            f" from slackwater.checkpoint where {mine}",
             "reading the checkpoint",
         )
         if not rows:
             raise Halt(f"there is no {self.link} checkpoint", hint="`slackwater prepare` writes it")
-        return parse_lsn(str(rows[0][0]))
+        return Place(lsn=parse_lsn(str(rows[0][0])), unsettled=bool(rows[0][1]))
 
     # The target's rows.
 
     def _of_target(
         self, view: View, keys: Sequence[Key], *, leading: bool
-    ) -> tuple[Lsn, dict[Key, Image], dict[Key, Hashable]]:
+    ) -> tuple[Place, dict[Key, Image], dict[Key, Hashable]]:
         sight = self._pair.target
         with sight.look([view.table], timeout_s=LOOK_S):
-            lsn = self._place(sight, leading=leading)
+            place = self._place(sight, view, leading=leading)
             if not view.mapping.key:
                 rows = digest.held(view.mapping, view.table, view.bases)
                 found = sight.all(digest.counted(rows, view.how, _images(keys)), f"reading {view.name} on the target")
-                return lsn, {(m,): ((n,),) for m, n in found}, {}
+                return place, {(m,): ((n,),) for m, n in found}, {}
             where = _among(
                 [quote(o) for o in view.mapping.owner],
                 [view.table.column(o).type for o in view.mapping.owner],
@@ -128,23 +155,23 @@ class Witness:
         images, stored = _images_by_key(view, [row[:-3] for row in found]), defaultdict[Key, list[Any]](list)
         for row in found:
             stored[_key(view, row)].append(row[-3:])
-        return lsn, images, {k: tuple(v) if len(v) == 1 else None for k, v in stored.items()}
+        return place, images, {k: tuple(v) if len(v) == 1 else None for k, v in stored.items()}
 
     # The source's rows.
 
     def _of_source(
         self, view: View, keys: Sequence[Key], *, leading: bool
-    ) -> tuple[Lsn, dict[Key, Image], dict[Key, Hashable]]:
+    ) -> tuple[Place, dict[Key, Image], dict[Key, Hashable]]:
         by = restricts(view)
         with self._pair.source.look(view.sources, timeout_s=LOOK_S):
-            lsn = self._place(self._pair.source, leading=leading)
+            place = self._place(self._pair.source, view, leading=leading)
             if by is None:
-                return lsn, self._computed(view, keys), {}
+                return place, self._computed(view, keys), {}
             raw = self._read(view, by, owners(view, keys))
         images = self._transformed(view, raw, owners(view, keys))
         at = [view.mapping.key.index(o) for o in view.mapping.owner]
         versions = {key: raw.versions.get(tuple(key[i] for i in at)) for key in keys}
-        return lsn, images, versions
+        return place, images, versions
 
     def _computed(self, view: View, keys: Sequence[Key]) -> dict[Key, Image]:
         """The SELECT run on the source itself, within a look."""

@@ -10,9 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from connectors.postgres import fence
 from connectors.postgres.session import connect
-from schemas.direction import Side
 from schemas.errors import Unavailable
 from stream.verification import Verdict
 from stream.verify import views
@@ -21,8 +19,7 @@ from stream.verify.judging import Stopped
 from stream.verify.sweep import Sweep
 from tests.fixtures.databases import Databases
 from tests.fixtures.filling import Filling, background
-from tests.fixtures.tape import MIGRATION
-from tests.fixtures.verifying import found, swept, task, verdict
+from tests.fixtures.verifying import corrupt, found, swept, task, verdict
 
 OLD = """
 create table customers (id integer primary key, nm text, email text, amount text, score float8, at timestamptz);
@@ -114,16 +111,6 @@ CORRUPTIONS = [
     ("codes", "update app.codes set label = 'l98' where code = 'c99'", "different", ("c99",), ("label",)),
     ("nothing", "insert into app.nothing values (1)", "extra", ("1",), ()),
 ]  # fmt: skip
-
-
-def corrupt(loaded: Filling, *statements: str) -> None:
-    """Behind slackwater's back."""
-    loaded.unlike = "rows were corrupted"
-    with loaded.new.transaction():
-        fence.give_pass(loaded.new, MIGRATION, Side.NEW, "test", "secret")
-        fence.show_pass(loaded.new, "secret")
-        for statement in statements:
-            loaded.new.execute(statement.encode())
 
 
 def test_every_corruption_is_found(loaded: Filling) -> None:
@@ -294,12 +281,12 @@ def test_a_pass_goes_on_where_it_was_left(loaded: Filling, monkeypatch: pytest.M
             stop.set()
 
     with loaded.streaming():
-        first = Sweep(task(loaded, workers=1), throttle=None, only=["customer"], rows=count)
+        first = Sweep(task(loaded, workers=1), throttle=None, only=["customer"], count=count)
         with pytest.raises(Stopped):
             first.run(stop)
         assert verdict(loaded).tables["customer"].state is Verdict.RUNNING
         again: list[int] = []
-        second = Sweep(task(loaded, workers=1), throttle=None, only=["customer"], rows=again.append)
+        second = Sweep(task(loaded, workers=1), throttle=None, only=["customer"], count=again.append)
         tallies = dict(second.run(threading.Event()))
     assert sum(counted) + sum(again) == tallies["customer"].rows == 3000
     assert [f.mismatch.key for f in tallies["customer"].found] == [{"id": "1"}]

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from stream.verification import Verdict
+from stream.verify.judging import Judge
 from tests.fixtures.databases import Databases
 from tests.fixtures.filling import Filling
 from tests.fixtures.tape import MIGRATION
@@ -39,3 +41,26 @@ def test_waived_rows_and_accepted_losses(loaded: Filling) -> None:
     with loaded.streaming():
         assert found(swept(loaded)) == {"t": [("different", ("9",), ("b",)), ("missing", ("8",), ())]}
         assert found(swept(loaded, accepted=("t.b",))) == {"t": [("missing", ("8",), ())]}
+
+
+def test_rows_that_are_waived_hide_no_others(loaded: Filling, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many were waived that the others were not looked at: no verdict, and no clean one above all."""
+    loaded.unlike = "rows were corrupted"
+    loaded.new.execute("alter table app.t disable trigger all; delete from app.t where id < 4")
+    loaded.new.execute("insert into app.t values (900, 'a', 'b')")
+    loaded.new.execute(
+        "insert into slackwater.quarantine (migration, direction, load, source, key, error, state)"
+        " select %s, 'forward', 't', 't', jsonb_build_object('id', i::text), 'x', 'waived'"
+        " from generate_series(1, 3) i",
+        (MIGRATION,),
+    )
+    defaults = Judge.judge.__kwdefaults__
+    assert defaults is not None
+    with loaded.streaming():
+        assert found(swept(loaded)) == {"t": [("extra", ("900",), ())]}
+        loaded.new.execute("delete from app.t where id = 900")
+        assert found(swept(loaded)) == {}
+        monkeypatch.setitem(defaults, "most", 2)
+        tally = swept(loaded)["t"]
+        assert "waived" in str(tally.problem)
+        assert tally.verdict is not Verdict.CLEAN

@@ -108,6 +108,17 @@ def test_a_merge_is_taken_apart() -> None:
     assert r.mirrors == ()
 
 
+def test_rows_that_an_inner_join_leaves_out_are_not_meant() -> None:
+    text = 'tables: [{to: account, select: "select u.id, u.login, p.bio, p.mood from users u join profiles p'
+    text += ' on p.user_id = u.id"}]\n'
+    r = back(text, [USERS, PROFILES], [table("account", "id integer!, login, bio, mood")])
+    for name, key in (("users", "id"), ("profiles", "user_id")):
+        scope = only(r, name).scope
+        assert scope is not None
+        assert scope.startswith("exists (select from (")
+        assert f'id = q."{key}"' in scope
+
+
 def test_a_merge_that_hides_who_was_there_is_not_taken_apart() -> None:
     text = "drop: [profiles.mood]\n"
     text += 'tables: [{to: account, select: "select u.id, u.login, p.bio from users u left join profiles p'

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from schemas.position import Lsn
 from stream.verify.samples import Sample, settle
 
@@ -64,3 +66,12 @@ def test_a_hot_row_agrees_where_two_samples_meet() -> None:
     leaders = [sample(n, 100 + 2 * n, f"n{n}", f"v{n}") for n in range(1, 40, 2)]
     assert judged(leaders, [sample(40, 100 + 2 * 21 + 1, "n21")]) == "agrees"
     assert judged(leaders, [sample(40, 200, "never")]) == "open"
+
+
+def test_a_row_that_may_wait_to_be_read_again_is_no_proof() -> None:
+    leaders = [sample(1, 100, "b", "v2"), sample(3, 120, "b", "v2")]
+    unsettled = replace(sample(2, 100, None), unsettled=True)
+    assert judged(leaders, [unsettled]) == "open"
+    assert judged(leaders, [replace(sample(2, 100, "b"), unsettled=True)]) == "agrees"
+    leaders = [sample(n, 100, "b") for n in range(1, 20, 2)]
+    assert judged(leaders, [replace(sample(n, 100, "a"), unsettled=True) for n in range(2, 19, 2)]) == "open"
