@@ -172,6 +172,8 @@ class Backfill:
         self._check(rows)
         # The largest first: the small ones fill the gaps at the end.
         for row in sorted(rows.values(), key=lambda row: row.bytes_estimate, reverse=True):
+            if row.state == "pending" and row.name in self._finishing:  # loaded once, and to be loaded anew
+                self._finishing -= {row.name, ""}
             if row.open and row.name not in self._claims and row.name not in self._finishing:
                 self._take_up(row, session, loads)
             elif row.state == "indexing" and row.name not in self._finishing:

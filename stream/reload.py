@@ -47,7 +47,7 @@ def reload(
         conn.execute(
             "select pg_catalog.pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"slackwater.{migration}.{direction}",)
         )
-        _still_closed(conn, migration)
+        still_closed(conn, migration)
         _empty(conn, plan, difference, replica)
         for name in difference.removed:
             control.drop_load(conn, migration, direction, name)
@@ -73,7 +73,8 @@ def reload(
         failpoint("prepare.before_commit")
 
 
-def _still_closed(conn: Connection, migration: str) -> None:
+def still_closed(conn: Connection, migration: str) -> None:
+    """In the caller's transaction, for as long as it lasts. Errors: Halt when new is open to the application."""
     turn = control.turn(conn, migration, Side.NEW, lock=True)
     if turn is None or turn.fence_turn is None or turn.open_turn >= turn.fence_turn:
         raise Halt(

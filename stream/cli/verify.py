@@ -26,6 +26,7 @@ from stream.pause import paused
 from stream.supervisor import RoleName
 from stream.throttle import Throttle
 from stream.verification import Store, Verdict, Verification, latest
+from stream.verify import anew
 from stream.verify import repair as repairing
 from stream.verify.compare import Pair
 from stream.verify.ground import WAIT_S, assert_loaded, guard, wanted
@@ -185,7 +186,10 @@ def _repair(
     wrong = {name: t for name, t in tallies.items() if t.found}
     if not wrong:
         return {"rows": 0, "tables": {}, "refused": {}, "left": 0}
-    counts = ", ".join(f"{len(t.found):,} of {name}" for name, t in wrong.items())
+    counts = ", ".join(
+        f"{len(t.found):,} of {name}" if t.view.mapping.key else f"all of {name}, which has no key and is emptied first"
+        for name, t in wrong.items()
+    )
     context.confirm(f"to be read again from {plan.direction.source} and written to {plan.direction.target}: {counts}?")
     task_source, task_target = (str(spec.old.dsn), str(spec.new.dsn))
     if plan.direction.source is Side.NEW:
@@ -197,7 +201,13 @@ def _repair(
         for name, tally in wrong.items():
             asked = repairing.plan_repair(pair, plan, tally.view, [f.mismatch for f in tally.found])
             refused |= asked.refused
-            tables[name] = repairing.ask(Store(target, plan.migration, plan.direction), name, asked)
+            if asked.anew and (why := anew.why_not(new, plan)) is not None:
+                refused[name] = why
+            elif asked.anew:
+                anew.load_anew(pair.source.primary, target, plan, name)
+                tables[name] = tally.rows
+            else:
+                tables[name] = repairing.ask(Store(target, plan.migration, plan.direction), name, asked)
     detail = {"direction": plan.direction.value, "rows": tables, "refused": sorted(refused)}
     journal.append(new, spec.migration, actor=context.actor(new), step="verify repair", detail=detail)
     for name, why in refused.items():
@@ -208,7 +218,7 @@ def _repair(
     while (left := repairing.left(target, plan)) and time.monotonic() < deadline and not stop.is_set():
         stop.wait(0.2)
     if left:
-        context.note(f"{left:,} rows still wait to be read again: is `slackwater run backfill` running?")
+        context.note(f"{left:,} rows (or tables) still wait to be read again: is `slackwater run backfill` running?")
     return {"rows": total, "tables": tables, "refused": refused, "left": left}
 
 

@@ -198,11 +198,20 @@ class Judge:
         return left
 
     def _caught_up(self, followers: Sequence[Sample]) -> None:
-        """A replica that leads has to show what the follower already has, or its next sample would look older."""
+        """A replica that leads has to show what the follower already has, or its next sample would look older.
+
+        Errors: Unavailable when it does not come that far.
+        """
+        began = time.monotonic()
         replayed = self.witness.leader.replayed()
         while replayed is not None and followers and replayed < followers[-1].lsn:
             if self._stop.wait(POLL_S):
                 raise Stopped
+            if time.monotonic() - began > PATIENCE_S:
+                raise Unavailable(
+                    f"verify.read_from has not replayed up to {format_lsn(followers[-1].lsn)} for {PATIENCE_S:.0f} s",
+                    hint="see why its replay stands still, or set verify.read_from to null",
+                )
             replayed = self.witness.leader.replayed()
 
     def _settled(

@@ -29,17 +29,20 @@ REASON = "verify --repair"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What is to be read again: load -> (source table, keys). `refused`: tables that cannot be, and why."""
+    """What is to be read again: load -> (source table, keys). `refused`: tables that cannot be, and why.
+
+    `anew`: it has no key, so all of it is.
+    """
 
     rows: Mapping[str, tuple[str, Sequence[Mapping[str, str | None]]]]
     refused: Mapping[str, str]
+    anew: bool = False
 
 
 def plan_repair(pair: Pair, plan: Plan, view: View, mismatches: Sequence[Mismatch]) -> Asked:
     """Which rows of which tables have to be read again so that one target table's mismatches go."""
     if not view.mapping.key:
-        why = "it has no key: take it out of the file and `slackwater prepare`, then put it back and prepare again"
-        return Asked(rows={}, refused={view.name: why})
+        return Asked(rows={}, refused={}, anew=True)
     keys: list[Key] = [tuple(m.key[k] for k in view.mapping.key) for m in mismatches]
     wanted = owners(view, keys)
     if view.mapping.row_local:
@@ -132,11 +135,12 @@ def ask(store: Store, name: str, asked: Asked) -> int:
 
 
 def left(conn: Connection, plan: Plan) -> int:
-    """How many rows still wait to be read again."""
+    """How many rows still wait to be read again, and tables to be loaded."""
     with translated("counting what waits to be read again"):
         row = conn.execute(
-            "select count(*) from slackwater.reread where migration = %s and direction = %s",
-            (plan.migration, plan.direction.value),
+            "select (select count(*) from slackwater.reread where migration = %s and direction = %s)"
+            " + (select count(*) from slackwater.load where migration = %s and direction = %s and state <> 'done')",
+            (plan.migration, plan.direction.value) * 2,
         ).fetchone()
     assert row is not None
     return int(str(row[0]))

@@ -33,6 +33,10 @@ GOALS: dict[str, tuple[float | None, float | None]] = {
     "apply rows/s": (60_000, None),
     "backfill, part of COPY | COPY": (0.7, None),
     "verification, part of sum(hashtext)": (0.6, None),
+    "verification of other keys, part of sum(hashtext)": (0.6, None),
+    "one row of millions wrong, full reads": (None, 1.1),
+    "one row of millions wrong, full reads, other keys": (None, 2.1),
+    "p99 beside verification, times p99 without": (None, 1.2),
     "commit to visible p50 ms": (None, 60),
     "commit to visible p99 ms": (None, 250),
     "turn: slowest write p95 ms": (None, 1_500),
@@ -98,7 +102,13 @@ def measure(size: figures.Size, rounds: int) -> dict[str, float]:
                 bench.slackwater("cancel", "--yes")
                 bench.new.execute("drop schema if exists app cascade")
         last = figures.large(bench, size)
+        since = time.monotonic()
+        last |= verifying.overhead(bench, size.windows)
+        say(f"  beside verification: {time.monotonic() - since:.1f} s")
         bench.stop()
+        since = time.monotonic()
+        last |= verifying.many(bench, size.many_rows)
+        say(f"  {size.many_rows:,} rows: {time.monotonic() - since:.1f} s")
         since = time.monotonic()
         last |= turning.turns(bench, size.turns)
         say(f"  turns: {time.monotonic() - since:.1f} s")

@@ -47,6 +47,7 @@ class Rig:
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self.folder = folder
+        self.file = "bench.yaml"
         self.say = say
         self.servers = local.up(folder / "servers", progress=say)
         self.env = {
@@ -55,7 +56,7 @@ class Rig:
             "NEW_DSN": self.servers.new_dsn,
             "KAFKA_BOOTSTRAP": self.servers.kafka_bootstrap,
         }
-        (folder / "bench.yaml").write_text(SPEC)
+        (folder / self.file).write_text(SPEC)
         shutil.copy(HERE / "new.sql", folder / "new.sql")
         self.old = connect(self.servers.old_dsn, application="bench", settings={"search_path": "public"})
         self.new = connect(self.servers.new_dsn, application="bench", settings={"search_path": "app"})
@@ -71,11 +72,11 @@ class Rig:
         self.old.close()
         self.new.close()
 
-    def slackwater(self, *arguments: str) -> str:
-        """Run a verb to its end. Raises CalledProcessError, its output shown, when it fails."""
-        program = [str(Path(sys.executable).with_name("slackwater")), "-c", "bench.yaml", *arguments]
+    def slackwater(self, *arguments: str, code: int = 0) -> str:
+        """Run a verb to its end. Raises CalledProcessError, its output shown, when it ends with another exit code."""
+        program = [str(Path(sys.executable).with_name("slackwater")), "-c", self.file, *arguments]
         done = subprocess.run(program, cwd=self.folder, env=self.env, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
+        if done.returncode != code:
             self.say(done.stdout + done.stderr)
             raise subprocess.CalledProcessError(done.returncode, program)
         return done.stdout
@@ -83,7 +84,7 @@ class Rig:
     def start(self, *roles: str) -> None:
         for role in roles:
             verb = ["run", role, "--child-of", str(os.getpid())]
-            program = [str(Path(sys.executable).with_name("slackwater")), "-c", "bench.yaml", *verb]
+            program = [str(Path(sys.executable).with_name("slackwater")), "-c", self.file, *verb]
             log = (self.folder / f"{role}.log").open("ab")
             self.roles[role] = subprocess.Popen(program, cwd=self.folder, env=self.env, stdout=log, stderr=log)
             log.close()

@@ -1,38 +1,145 @@
-"""Verification's figure, beside the cheapest statement that reads every row of both sides and hashes it.
+"""Verification's figures: its rate, what it reads when one row of millions is wrong, and what the application feels.
 
-Both run on one core a side, both sides at once: a verification leaves the other cores to the application.
+The rate stands beside the cheapest statement that reads every row of both sides and hashes it. Both run on one core a
+side, both sides at once: a verification leaves the other cores to the application.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+from connectors import local
 from connectors.postgres.session import Connection
-from tests.bench.rig import Rig
+from tests.bench.rig import MIGRATION, Rig
 
-HASHED = "select count(*), sum(hashtext(t::text)) from item t"
+HASHED = "select count(*), sum(hashtext(t::text)) from {} t"
+WINDOW_S = 8
+MANY = f"""
+migration: {MIGRATION}
+old: {{dsn: "${{OLD_DSN}}"}}
+new: {{dsn: "${{NEW_DSN}}", schema: app}}
+kafka: {{bootstrap: "${{KAFKA_BOOTSTRAP}}"}}
+exclude: [item, probe, "t*"]
+copy: [many, many_uuid]
+"""
+# table -> what its figures are called
+MANY_TABLES = {"many": "", "many_uuid": ", other keys"}
 
 
 def verification(rig: Rig) -> dict[str, float]:
     """Rows of the source a second, of the one large table."""
-    rows = int(rig.one(rig.old, "select count(*) from item"))
-    rig.old.execute("vacuum analyze item")
-    rig.new.execute("vacuum analyze item")
+    rate, part = rated(rig, "item")
+    return {"verification rows/s": rate, "verification, part of sum(hashtext)": part}
+
+
+def rated(rig: Rig, table: str) -> tuple[float, float]:
+    """(rows of the source a second, part of the rate of sum(hashtext) on the slower side)."""
+    rows = int(rig.one(rig.old, f"select count(*) from {table}"))
+    rig.old.execute(f"vacuum analyze {table}".encode())
+    rig.new.execute(f"vacuum analyze {table}".encode())
     with ThreadPoolExecutor(max_workers=2) as pool:
-        seconds = max(pool.map(hashed_s, (rig.old, rig.new)))
-    done = json.loads(rig.slackwater("verify", "--table", "item", "--fresh", "--json"))
-    return {
-        "verification rows/s": rows / done["seconds"],
-        "verification, part of sum(hashtext)": seconds / done["seconds"],
-    }
+        seconds = max(pool.map(lambda conn: hashed_s(conn, table), (rig.old, rig.new)))
+    done = json.loads(rig.slackwater("verify", "--table", table, "--fresh", "--json"))
+    return rows / done["seconds"], seconds / done["seconds"]
 
 
-def hashed_s(conn: Connection) -> float:
+def hashed_s(conn: Connection, table: str) -> float:
     conn.execute("set max_parallel_workers_per_gather = 0")
     began = time.monotonic()
-    conn.execute(HASHED)
+    conn.execute(HASHED.format(table).encode())
     took = time.monotonic() - began
     conn.execute("reset max_parallel_workers_per_gather")
     return took
+
+
+def many(rig: Rig, rows: int) -> dict[str, float]:
+    """Millions of narrow rows, one of them wrong: how often a pass reads them all, the more of both sides.
+
+    A migration of its own; the rig's roles are stopped, and its own is ended.
+    """
+    rig.slackwater("cancel", "--yes")
+    rig.new.execute("drop schema if exists app cascade")
+    rig.new.execute("create schema app")
+    for conn in (rig.old, rig.new):
+        conn.execute("create table many (id bigint primary key, v text not null)")
+        conn.execute("create table many_uuid (id uuid primary key, v text not null)")
+    rig.old.execute("insert into many select n, 'v' || n from generate_series(1, %s) n", (rows,))
+    rig.old.execute("insert into many_uuid select lpad(to_hex(id), 32, '0')::uuid, v from many")
+    rig.old.execute("vacuum analyze many, many_uuid")
+    rig.file = "many.yaml"
+    (rig.folder / rig.file).write_text(MANY)
+    rig.slackwater("prepare", "--yes")
+    rig.start("capture", "apply", "backfill")
+    rig.until(
+        lambda: rig.one(rig.new, "select phase = 'streaming' from slackwater.migration"),
+        "phase streaming",
+        60 + rows / 2e4,
+    )
+    found: dict[str, float] = {}
+    for table, kind in MANY_TABLES.items():
+        if kind:
+            found["verification of other keys, part of sum(hashtext)"] = rated(rig, table)[1]
+        rig.new.execute(f"vacuum analyze {table}".encode())
+        rig.new.execute(f"alter table {table} disable trigger all".encode())
+        rig.new.execute(f"update {table} set v = 'wrong' where v = %s".encode(), (f"v{rows // 3}",))
+        before = [read(conn, table) for conn in (rig.old, rig.new)]
+        told = json.loads(rig.slackwater("verify", "--table", table, "--fresh", "--json", code=3))
+        assert told["tables"][table]["mismatched"] == 1
+        time.sleep(1.5)  # what sessions have counted is seen by others within a second of their end
+        after = [read(conn, table) for conn in (rig.old, rig.new)]
+        times = [(b - a) / rows for a, b in zip(before, after, strict=True)]
+        assert min(times) >= 1
+        found[f"one row of millions wrong, full reads{kind}"] = max(times)
+    rig.stop()
+    return found
+
+
+def read(conn: Connection, table: str) -> int:
+    """Rows of a table that were read so far."""
+    row = conn.execute(
+        "select seq_tup_read + coalesce(idx_tup_fetch, 0) from pg_stat_user_tables where relid = %s::regclass", (table,)
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def overhead(rig: Rig, windows: int) -> dict[str, float]:
+    """What 500 transactions a second feel of `run verify` at its default budget, by windows with it and without."""
+    rig.start("verify")
+    comparing = "select exists (select from slackwater.verify_chunk where done_at > clock_timestamp() - interval '9 s')"
+    rig.until(lambda: rig.one(rig.new, comparing), "the verification", 60)
+    took: dict[bool, list[float]] = {True: [], False: []}
+    for n in range(windows * 2):
+        beside = n % 2 == 0
+        (rig.thaw if beside else rig.freeze)("verify")
+        took[beside].append(p99_ms(rig, n))
+    rig.thaw("verify")
+    beside_ms, alone_ms = statistics.median(took[True]), statistics.median(took[False])
+    return {
+        "p99 of 500 tps ms": alone_ms,
+        "p99 of 500 tps beside verification ms": beside_ms,
+        "p99 beside verification, times p99 without": beside_ms / alone_ms,
+    }
+
+
+def p99_ms(rig: Rig, window: int) -> float:
+    """Of pgbench's transactions in one window, from when each was due."""
+    folder = Path(rig.folder) / f"window-{window}"
+    folder.mkdir()
+    subprocess.run(
+        [
+            str(local.binary("pgbench")), "-n", "-c", "4", "-R", "500", "-T", str(WINDOW_S), "-l",
+            "-f", str(Path(__file__).with_name("load.sql")), rig.servers.old_dsn,
+        ],
+        check=True, capture_output=True, cwd=folder,
+    )  # fmt: skip
+    took = sorted(
+        int(line.split()[2]) / 1000 for log in folder.glob("pgbench_log.*") for line in log.read_text().splitlines()
+    )
+    assert len(took) > WINDOW_S * 400, "the load did not come about"
+    return took[int(len(took) * 0.99)]

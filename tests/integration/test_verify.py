@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from connectors.postgres.session import connect
 from schemas.errors import Unavailable
 from stream.verification import Verdict
 from stream.verify import views
+from stream.verify.anew import load_anew
 from stream.verify.final import compare_now, pieces, ready
 from stream.verify.judging import Stopped
 from stream.verify.sweep import Sweep
 from tests.fixtures.databases import Databases
-from tests.fixtures.filling import Filling, background
+from tests.fixtures.filling import Filling, wait_for
 from tests.fixtures.verifying import corrupt, found, swept, task, verdict
 
 OLD = """
@@ -186,51 +184,22 @@ def test_a_table_without_a_key(loaded: Filling) -> None:
         assert kinds == {"missing", "extra"}
 
 
-def churn(dsn: str, seed: int, stop: threading.Event) -> None:
-    """A few hot rows, written as fast as one session can, some of them back and forth, some deleted and reinserted."""
-    chance = random.Random(seed)
-    with connect(dsn, application="test load", settings={"search_path": "public"}) as conn:
-        while not stop.is_set():
-            i = chance.randrange(1, 60) * 2 + seed
-            match chance.randrange(6):
-                case 0:
-                    conn.execute("delete from customers where id = %s", (i,))
-                case 1:
-                    conn.execute("insert into customers values (%s, 'back', 'B@x') on conflict do nothing", (i,))
-                case 2:
-                    conn.execute("update addresses set street = street || '.' where customer_id = %s", (i,))
-                case 3:
-                    conn.execute("insert into events values ('k1', %s)", (chance.randrange(4),))
-                case 4:
-                    conn.execute("update customers set nm = case nm when 'a' then 'b' else 'a' end where id = %s", (i,))
-                case _:
-                    conn.execute("update customers set email = %s where id = 2", (f"E{chance.random()}",))
-
-
-@pytest.mark.soak
-def test_hot_rows_are_no_mismatches_for_ten_minutes(loaded: Filling) -> None:
-    dsn, until = loaded.databases.old, time.monotonic() + 600
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(loaded.streaming())
-        for seed in range(4):
-            stack.enter_context(background(lambda stop, seed=seed: churn(dsn, seed % 2, stop)))  # type: ignore[misc]
-        while time.monotonic() < until:
-            assert found(swept(loaded)) == {}
-
-
-def test_hot_rows_are_no_mismatches(loaded: Filling) -> None:
-    """Nothing false while rows are written all the time, and what is wrong among them is found all the same."""
-    dsn = loaded.databases.old
-    with (
-        loaded.streaming(),
-        background(lambda stop: churn(dsn, 0, stop)),
-        background(lambda stop: churn(dsn, 1, stop)),
-    ):
-        for _ in range(3):
-            assert found(swept(loaded)) == {}
-        corrupt(loaded, "update app.customer set name = 'wrong' where id in (400, 2999)")
-        wrong = [("different", ("2999",), ("name",)), ("different", ("400",), ("name",))]
-        assert found(swept(loaded)) == {"customer": wrong}
+def test_a_table_without_a_key_is_repaired_by_loading_it_anew(loaded: Filling) -> None:
+    """By the roles that run already, beside writes: mismatched, then repaired, and clean once it was compared."""
+    name = "events"
+    with loaded.streaming(), loaded.backfill() as role:
+        wait_for(lambda: "" in role._finishing)  # it has nothing to do
+        corrupt(loaded, "delete from app.events where kind = 'k1'", "insert into app.events values ('x', 1)")
+        assert swept(loaded, only=[name])[name].total == 101
+        loaded.old.execute("insert into events values ('before', 1)")
+        load_anew(loaded.old, loaded.new, loaded.plan, name)
+        loaded.old.execute("insert into events values ('after', 1); delete from events where amount = 1.50")
+        assert verdict(loaded).tables[name].state is Verdict.REPAIRED
+        loaded.filled()
+        assert verdict(loaded).tables[name].state is Verdict.REPAIRED
+        assert found(swept(loaded, only=[name])) == {}
+        assert verdict(loaded).tables[name].state is Verdict.CLEAN
+    loaded.unlike = ""
 
 
 def test_under_a_hold_every_chunk_is_compared_as_it_stands(loaded: Filling) -> None:

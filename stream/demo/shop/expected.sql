@@ -8,10 +8,10 @@ select id, cust_nm, lower(email), phone, coalesce((array['active', 'suspended'])
 from public.customers;
 
 -- address
-select id, street, city, zip, country from public.customers where not (street is null);
+select id, street, city, zip, country from public.customers where num_nulls(street, city, zip, country) < 4;
 
 -- account
-select u.id, u.login, lower(u.email), timezone('Europe/Berlin', u.last_seen), bio, newsletter is not distinct from 'Y'
+select u.id, u.login, lower(u.email), timezone('UTC', u.last_seen), bio, newsletter is not distinct from 'Y'
 from public.profiles p right join public.users u on u.id = p.user_id;
 
 -- purchase
@@ -32,7 +32,8 @@ group by c;
 select sku, title, round(price::numeric, 2) from public.products;
 
 -- product_tag
-select sku, regexp_split_to_table(tags, ',') from public.products where tags <> '';
+select sku, n, split_part(tags, ',', n::int) from public.products, generate_series(1::bigint, 9) n
+where tags <> '' and n <= 1 + length(tags) - length(replace(tags, ',', ''));
 
 -- page_view
 select viewed_at, path, visitor from public.page_views;

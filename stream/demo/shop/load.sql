@@ -22,14 +22,14 @@ commit;
 update orders set state = case when :n = 9 then 9 else state % 3 + 1 end where id = :old;
 \elif :what <= 55
 -- a customer changes; the long note is not touched, and so not sent
-update customers set credit = credit + :n / 7.0, status = (array[1, 1, 2, 9])[1 + :n % 4] where id = :customer;
+update customers set credit = round((credit + :n / 7.0)::numeric, 2), status = (array[1, 1, 2, 9])[1 + :n % 4] where id = :customer;
 \elif :what <= 60
 -- a customer moves, or no longer says where to
 update customers set street = case when :n > 2 then :n || ' New Street' end, zip = :thing::text where id = :customer;
 \elif :what <= 65
 -- somebody signs up
 with joined as (
-  insert into users (login, email) values ('new-' || gen_random_uuid(), 'New.' || :n || '@Example.COM') returning id
+  insert into users (login, email) values ('new-' || gen_random_uuid(), 'new.' || :n || '@example.com') returning id
 )
 insert into profiles select id, 'fresh', 'Y' from joined where :n > 4 on conflict do nothing;
 \elif :what <= 72

@@ -16,7 +16,7 @@ create table customer (
 
 create table address (
   customer_id integer primary key references customer,
-  street text not null, city text, zip text, country char(2)
+  street text, city text, zip text, country char(2)
 );
 
 create table account (
@@ -47,7 +47,7 @@ create table customer_sales (
 
 create table product (sku text primary key, title text not null, price numeric(12, 2) not null);
 
-create table product_tag (sku text, tag text, primary key (sku, tag));
+create table product_tag (sku text, place bigint, tag text not null, primary key (sku, place));
 
 create table page_view (viewed_at timestamp(0) not null, path text not null, visitor integer);
 alter table page_view replica identity full;  -- no key: the way back knows its rows by all of their columns

@@ -7,7 +7,7 @@
 insert into customers (cust_nm, email, phone, fax, street, city, zip, country, status, birth_dt, credit, notes)
 select (array['Grace','Alan','Edsger','Barbara','Donald','Radia','Tim','Frances'])[1 + n % 8] || ' '
          || (array['Hopper','Turing','Dijkstra','Liskov','Knuth','Perlman','Lee','Allen'])[1 + n / 8 % 8] || ' ' || n,
-       case when n % 11 <> 0 then 'Customer.' || n || '@Example.COM' end,
+       case when n % 11 <> 0 then 'customer.' || n || '@example.com' end,
        '+49 30 ' || n, case when n % 100 = 0 then '+49 30 ' || n || '-9' end,
        case when n % 7 <> 0 then n % 200 || ' Canal Street' end, 'Hamburg', lpad((n % 99999)::text, 5, '0'),
        (array['DE','NL','DK','GB'])[1 + n % 4], (array[1,1,1,2,9])[1 + n % 5],
@@ -18,12 +18,12 @@ select (array['Grace','Alan','Edsger','Barbara','Donald','Radia','Tim','Frances'
          else 'prefers parcels' end
 from generate_series(1, 30000 * :scale) n;
 
-update customers set cust_nm = 'Ada Lovelace', email = 'Ada@Engine.example', street = '12 St James''s Square',
+update customers set cust_nm = 'Ada Lovelace', email = 'ada@engine.example', street = '12 St James''s Square',
   city = 'London', zip = 'SW1Y 4JH', country = 'GB', status = 1, birth_dt = '10.12.1815', credit = 99.95
 where id = 4711;
 
 insert into users (login, email, last_seen)
-select 'login' || n, 'User.' || n || '@Example.COM', timestamp '2024-01-01' + n * interval '7 minutes'
+select 'login' || n, 'user.' || n || '@example.com', timestamp '2024-01-01' + n * interval '7 minutes'
 from generate_series(1, 20000 * :scale) n;
 
 insert into profiles
