@@ -123,7 +123,7 @@ def test_timeouts_of_the_role_do_not_count(loaded: Filling) -> None:
 def test_a_row_that_waits_to_be_read_again_is_no_mismatch(loaded: Filling, monkeypatch: pytest.MonkeyPatch) -> None:
     corrupt(loaded, "delete from app.customer where id = 5", "delete from app.account where id = 7")
     Target(loaded.new, MIGRATION, Direction.FORWARD).ask_reread("customer", "customers", [{"id": "5"}], "a test")
-    monkeypatch.setattr(judging, "ROUNDS", 6)
+    monkeypatch.setattr(judging, "ROUNDS", 12)
     with loaded.streaming():
         tallies = swept(loaded)
         assert "wait to be read again" in str(tallies["customer"].problem)
