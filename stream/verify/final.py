@@ -79,9 +79,25 @@ class Ready:
 
 
 def ready(source: Connection, target: Connection, plan: Plan, accepted: Collection[str] = ()) -> Ready:
-    """`accepted`: target columns (`table.column`) whose loss was accepted."""
+    """`accepted`: target columns (`table.column`) whose loss was accepted.
+
+    A table with rows that an operator has waived differs by them, and a digest cannot leave them out: it rests on its
+    last pass.
+    """
     found = _views(source, target, plan, accepted)
-    return Ready(pieces=tuple(pieces(target, plan)), views={v.name: v for v in found})
+    spared = _waived(target, plan)
+    wanted = tuple(p for p in pieces(target, plan) if p.load not in spared)
+    return Ready(pieces=wanted, views={v.name: v for v in found})
+
+
+def _waived(target: Connection, plan: Plan) -> set[str]:
+    with translated("reading the quarantine"):
+        rows = target.execute(
+            "select distinct load from slackwater.quarantine where migration = %s and direction = %s"
+            " and state = 'waived'",
+            (plan.migration, plan.direction.value),
+        ).fetchall()
+    return {str(load) for (load,) in rows}
 
 
 def compare_now(source: Connection, target: Connection, what: Ready, *, deadline_s: float) -> Final:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from stream.verification import Verdict
+from stream.verify.final import compare_now, ready
 from stream.verify.judging import Judge
 from tests.fixtures.databases import Databases
 from tests.fixtures.filling import Filling
@@ -41,6 +43,9 @@ def test_waived_rows_and_accepted_losses(loaded: Filling) -> None:
     with loaded.streaming():
         assert found(swept(loaded)) == {"t": [("different", ("9",), ("b",)), ("missing", ("8",), ())]}
         assert found(swept(loaded, accepted=("t.b",))) == {"t": [("missing", ("8",), ())]}
+    # Under the hold a digest cannot tell a waived row from a lost one: the table rests on its last pass.
+    what = ready(loaded.old, loaded.new, loaded.plan)
+    assert compare_now(loaded.old, loaded.new, what, deadline_s=time.monotonic() + 60).differing == ()
 
 
 def test_rows_that_are_waived_hide_no_others(loaded: Filling, monkeypatch: pytest.MonkeyPatch) -> None:
