@@ -1,6 +1,7 @@
 """What `cutover.gates` may say: each gate's name, its thresholds, and which of them may be switched off.
 
-Invariant: a gate that correctness rests on cannot be switched off; one that is switched off stays listed, and is shown.
+Invariant: a gate that correctness rests on cannot be switched off; one that is
+switched off is shown as such, with the state that it would have.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ class Gates(BaseModel):
     foreign_writes: Annotated[Settings, _never_off("`slackwater foreign-writes` accepts or discards them, by name")] = (
         Field(default_factory=Settings)
     )
+    window: Annotated[Settings, _never_off("leave out cutover.window")] = Field(default_factory=Settings)
 
     def settings(self, gate: str) -> Settings:
         """The gate's settings. AttributeError for one that does not exist."""

@@ -121,11 +121,11 @@ def discard(
     return total
 
 
-def put_back_by_hand(
-    spec: Spec, rows: Sequence[Recorded], side: Side, *, actor: Callable[[Connection], Actor], reason: str
+def done_by_hand(
+    spec: Spec, rows: Sequence[Recorded], side: Side, state: str, *, actor: Callable[[Connection], Actor], reason: str
 ) -> None:
-    """Somebody has put the rows back, and says so."""
-    _decide(spec, rows, side, "discarded", actor=actor, reason=f"{reason} (by hand)")
+    """Somebody has brought both sides together, and says so. `state`: accepted or discarded."""
+    _decide(spec, rows, side, state, actor=actor, reason=f"{reason} (by hand)")
 
 
 def _keys(rows: Sequence[Recorded], verb: str) -> Keys:

@@ -3,7 +3,8 @@
 Four roles: capture (streams from its source), apply and backfill (write their target), operator (prepares, cuts over,
 cancels: owns the tables, directly or as a member of their owners). The data plane's roles own nothing, are not
 superusers, and cannot open or close a side. The control tables exist only after `prepare`, so what concerns them is
-guarded, and the same SQL is run once before it and once after.
+guarded, and the same SQL is run once before it and once after; the way back's is printed once everything is loaded, and
+run before `arm`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from schemas.control import MIRROR_SCHEMA, SCHEMA, mirror_name
-from schemas.direction import Direction, Side
+from schemas.control import MIRROR_SCHEMA, SCHEMA
+from schemas.direction import Side
 from schemas.names import qualified, quote
 from schemas.plan import Plan
 
@@ -93,11 +94,14 @@ class Section:
     sql: str
 
 
-def sections(plan: Plan, old: Place, new: Place) -> list[Section]:
-    """The forward direction's grants: first old, then new. Run each as an administrator of that database."""
+def sections(plan: Plan, old: Place, new: Place, *, back: bool) -> list[Section]:
+    """First old, then new; run each as an administrator of that database.
+
+    `back`: whether the way back is due: until every row is there, nobody but old's application may write to old.
+    """
     return [
-        Section(side=Side.OLD, title=f"old: database {old.database}", sql=_old(plan, old)),
-        Section(side=Side.NEW, title=f"new: database {new.database}", sql=_new(plan, new)),
+        Section(side=Side.OLD, title=f"old: database {old.database}", sql=_old(plan, old, back=back)),
+        Section(side=Side.NEW, title=f"new: database {new.database}", sql=_new(plan, new, back=back)),
     ]
 
 
@@ -106,83 +110,55 @@ def control_tables() -> frozenset[str]:
     return frozenset(_CONTROL)
 
 
-def _old(plan: Plan, place: Place) -> str:
+def _old(plan: Plan, place: Place, *, back: bool) -> str:
     tables = [qualified(plan.source_schema, name) for name in plan.sources]
     lines = [
         *_everyone(place, plan.source_schema),
         "-- capture reads what it streams; backfill reads every row once",
         f"grant select on {', '.join(tables)} to {CAPTURE}, {BACKFILL};",
         *_operator(place),
-        *_control({CAPTURE, APPLY, BACKFILL}),
-        *_back(
-            plan,
-            [
-                f"grant temporary on database {quote(place.database)} to {APPLY}, {BACKFILL};",
-                f"grant select, insert, update, delete on {', '.join(tables)} to {APPLY}, {BACKFILL};",
-                *(
-                    [f"grant set on parameter session_replication_role to {APPLY}, {BACKFILL};"]
-                    if place.version >= 15
-                    else []
-                ),
-            ],
-            mirrors=True,
-        ),
+        *_control(plan),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + _back(_writes(place, tables), back=back)) + "\n"
 
 
-def _new(plan: Plan, place: Place) -> str:
+def _new(plan: Plan, place: Place, *, back: bool) -> str:
     tables = [qualified(plan.target_schema, name) for name in plan.targets]
-    mirrors = [
-        qualified(MIRROR_SCHEMA, mirror_name(plan.migration, Direction.FORWARD, source)) for source in plan.mirrors
-    ]
     lines = [
         *_everyone(place, plan.target_schema),
         "-- apply and backfill write the new tables, through staging of their own",
-        f"grant temporary on database {quote(place.database)} to {APPLY}, {BACKFILL};",
-        f"grant select, insert, update, delete on {', '.join(tables)} to {APPLY}, {BACKFILL};",
         "-- triggers have fired on old already, and foreign keys are checked there: rows arrive as they are",
+        *_writes(place, tables),
     ]
-    if place.version >= 15:
-        lines.append(f"grant set on parameter session_replication_role to {APPLY}, {BACKFILL};")
-    else:
-        lines.append(
-            "-- (PostgreSQL 14 lets superusers alone set session_replication_role; without it, foreign keys hold)"
-        )
     if place.version >= 17:
         lines.append(f"grant maintain on {', '.join(tables)} to {BACKFILL}; -- ANALYZE after the backfill")
     else:
         lines.append("-- (before PostgreSQL 17 only a table's owner may ANALYZE it: autovacuum does it a little later)")
-    lines += [*_operator(place), *_control({CAPTURE, APPLY, BACKFILL}, mirrors)]
-    lines += _back(plan, [f"grant select on {', '.join(tables)} to {CAPTURE}, {BACKFILL};"])
-    return "\n".join(lines) + "\n"
+    lines += [*_operator(place), *_control(plan)]
+    return (
+        "\n".join(lines + _back([f"grant select on {', '.join(tables)} to {CAPTURE}, {BACKFILL};"], back=back)) + "\n"
+    )
 
 
-def _back(plan: Plan, grants: Iterable[str], *, mirrors: bool = False) -> list[str]:
-    """What the way back needs once it is armed: new is read, old is written."""
-    name = plan.migration.replace("'", "''")
-    table, condition = ("checkpoint", "direction = 'reverse'") if mirrors else ("migration", "prepared ? 'reverse'")
-    condition += "" if mirrors else " and prepared -> 'reverse' <> 'null'"
-    body = [f"    {line}" for line in grants]
-    if mirrors:
-        own = mirror_name(plan.migration, Direction.REVERSE, "").replace("'", "''")
-        body += [
-            "    for mirror in select c.oid::regclass from pg_class c where c.relkind = 'r'",
-            f"      and c.relnamespace = '{MIRROR_SCHEMA}'::regnamespace and starts_with(c.relname, '{own}') loop",
-            f"      execute format('grant select, insert, update, delete on %s to {APPLY}, {BACKFILL}', mirror);",
-            "    end loop;",
-        ]
-    return [
-        "-- the way back, which `arm` makes: run this file again after it",
-        "do $$",
-        *(["declare mirror regclass;"] if mirrors else []),
-        "begin",
-        f"  if to_regclass('{SCHEMA}.migration') is null then return; end if;",
-        f"  if exists (select from {SCHEMA}.{table} where migration = '{name}' and {condition}) then",
-        *body,
-        "  end if;",
-        "end $$;",
+def _writes(place: Place, tables: Iterable[str]) -> list[str]:
+    """What the roles that write a direction's target need there."""
+    lines = [
+        f"grant temporary on database {quote(place.database)} to {APPLY}, {BACKFILL};",
+        f"grant select, insert, update, delete on {', '.join(tables)} to {APPLY}, {BACKFILL};",
     ]
+    if place.version >= 15:
+        return [*lines, f"grant set on parameter session_replication_role to {APPLY}, {BACKFILL};"]
+    return [
+        *lines,
+        "-- (PostgreSQL 14 lets superusers alone set session_replication_role; without it, foreign keys hold)",
+    ]
+
+
+def _back(grants: Iterable[str], *, back: bool) -> list[str]:
+    """The way back: new is read, old is written."""
+    if not back:
+        return ["-- the way back: run what `slackwater grants` prints then, once it streams and before `arm`"]
+    return ["-- the way back, which `arm` makes: new is read, old is written", *grants]
 
 
 def _everyone(place: Place, schema: str) -> list[str]:
@@ -201,17 +177,29 @@ def _operator(place: Place) -> list[str]:
     ]
 
 
-def _control(roles: Iterable[str], mirrors: Iterable[str] = ()) -> list[str]:
-    wanted = sorted(roles)
-    body = [f"    grant usage on schema {SCHEMA}, {MIRROR_SCHEMA} to {', '.join(wanted)};"]
+def _control(plan: Plan) -> list[str]:
+    own = f"{plan.migration}.".replace("'", "''")
+    rows = f"select, insert, update, delete on %s to {APPLY}, {BACKFILL}"
+    body = [f"    grant usage on schema {SCHEMA}, {MIRROR_SCHEMA} to {CAPTURE}, {APPLY}, {BACKFILL};"]
     for table, by_role in _CONTROL.items():
-        body += [f"    grant {by_role[role]} on {SCHEMA}.{table} to {role};" for role in wanted if role in by_role]
-    body += [f"    grant select, insert, update, delete on {m} to {APPLY}, {BACKFILL};" for m in mirrors]
-    body += [f"    grant execute on function {SCHEMA}.watch(text, text, oid) to {CAPTURE};"]
-    body += [f"    grant execute on function {SCHEMA}.end_stalled(text, text, integer) to {APPLY}, {BACKFILL};"]
+        body += [f"    grant {privileges} on {SCHEMA}.{table} to {role};" for role, privileges in by_role.items()]
+    body += [
+        f"    grant execute on function {SCHEMA}.watch(text, text, oid) to {CAPTURE};",
+        f"    grant execute on function {SCHEMA}.end_stalled(text, text, integer) to {APPLY}, {BACKFILL};",
+        "    -- mirrors: those that are there, and those that the operator makes later",
+        "    for mirror in select c.oid::regclass from pg_class c where c.relkind = 'r'",
+        f"      and c.relnamespace = '{MIRROR_SCHEMA}'::regnamespace and starts_with(c.relname, '{own}') loop",
+        f"      execute format('grant {rows}', mirror);",
+        "    end loop;",
+        f"    if pg_has_role('{OPERATOR}', 'MEMBER') then",
+        f"      alter default privileges for role {OPERATOR} in schema {MIRROR_SCHEMA}",
+        f"        grant {rows.replace('%s', 'tables')};",
+        "    end if;",
+    ]
     return [
         "-- the control tables, which `prepare` makes: run this file again after it",
         "do $$",
+        "declare mirror regclass;",
         "begin",
         f"  if to_regclass('{SCHEMA}.migration') is not null then",
         *body,

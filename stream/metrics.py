@@ -15,7 +15,7 @@ from schemas.errors import SlackwaterError
 
 BOTH = ("migration", "direction")
 EPOCH_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-GATE_STATES = ("passed", "failed", "unknown", "off")
+GATE_STATES = ("passed", "failed", "unknown")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 

@@ -60,8 +60,8 @@ class Proof:
     def _step(self, name: str, missing: Callable[[], str | None], give_up: float | None) -> None:
         began = time.monotonic()
         while (what := missing()) is not None:
-            idle = self._idle()
-            self._tell(f"{idle}: start `slackwater run`" if idle else what)
+            idle = self._idle(*(["backfill"] if name == "mirrors" else []))
+            self._tell(idle or what)
             if self._stop.wait(POLL_S) or (give_up is not None and time.monotonic() > give_up):
                 halted = idle or what
                 raise Aborted(
@@ -82,13 +82,14 @@ class Proof:
         waiting = [f"{name} is {state}" for name, state in rows]
         return None if not waiting else "; ".join(waiting)
 
-    def _idle(self) -> str | None:
-        """A reverse role that does not do its work, in one clause."""
-        wanted = {"capture": self._new, "apply": self._old}
-        for role, conn in wanted.items():
+    def _idle(self, *more: str) -> str | None:
+        """A reverse role that does not do its work, in one clause. `more`: roles beside the stream's two."""
+        for role in ("capture", "apply", *more):
+            conn = self._new if role == "capture" else self._old
             beat = beats(conn, self._spec.migration).get((REVERSE.value, role))
             if beat is None or not _works(beat):
-                return f"reverse {describe(role, beat)}"
+                gone = beat is None or not beat.alive
+                return f"reverse {describe(role, beat)}" + (": start `slackwater run`" if gone else "")
         return None
 
     def _tell(self, what: str) -> None:

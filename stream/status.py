@@ -83,7 +83,7 @@ class Watch:
             "quarantine": {"rows": _sum(s.quarantined for s in streams.values())},
             "reread": {"rows": _sum(s.rereads for s in streams.values())},
             "foreign_writes": {"rows": facts.foreign_writes},
-            "gates": [self._gate(gate, ahead) for gate in shown],
+            **self._gates(shown, ahead),
             "safe_to_cutover": None if home is None else home.phase is Phase.ARMED and _safe(gates, Direction.FORWARD),
             "safe_to_rollback": _safe(gates, Direction.REVERSE) if home and home.phase is Phase.SWITCHED else None,
             "cutover": _turned(home),
@@ -99,10 +99,10 @@ class Watch:
             self._spec = spec
             self.circumstances.reconfigure(spec)
 
-    def gate_document(self, gate: Gate, direction: Direction) -> Document:
-        """A gate as `status` and `gates` print it."""
+    def gate_documents(self, gates: Iterable[Gate], direction: Direction) -> Document:
+        """Gates as `status` and `gates` print them: `gates`, and beside them those that the file switches off."""
         with self._lock:
-            return self._gate(gate, direction)
+            return self._gates(gates, direction)
 
     def _remember(self, home: NewLook | None, gates: Mapping[Direction, list[Gate]]) -> None:
         """Since when gates are as they are: as new keeps it where it is so still, else since we saw it."""
@@ -116,8 +116,12 @@ class Watch:
                 elif before is None or before[0] is not gate.state:
                     self._since[key] = (gate.state, rfc3339(now()))
 
-    def _gate(self, gate: Gate, direction: Direction) -> Document:
-        return {**asdict(gate), "state": gate.state.value, "since": self._since[direction, gate.gate][1]}
+    def _gates(self, gates: Iterable[Gate], direction: Direction) -> Document:
+        found: Document = {"gates": [], "gates_off": []}
+        for gate in gates:
+            shown = {**asdict(gate), "state": gate.state.value, "since": self._since[direction, gate.gate][1]}
+            found["gates_off" if shown.pop("off") else "gates"].append(shown)
+        return found
 
     def _directions(
         self, looks: Mapping[Side, SideLook | SlackwaterError], home: NewLook | None

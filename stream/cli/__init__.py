@@ -15,14 +15,14 @@ from typing import Annotated, Any
 
 import typer
 
-from schemas.errors import Refused, SlackwaterError
+from schemas.errors import Aborted, Refused, SlackwaterError
 from stream.cli import exits
 from stream.cli.context import document, invocation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verb:
-    """Where a verb lives. `file` gives it -c, `changes` --as, `asks` --yes."""
+    """Where a verb lives. `file` gives it -c, `changes` --as, `asks` --yes; `turns`: its document is that of a turn."""
 
     name: str
     module: str
@@ -31,6 +31,7 @@ class Verb:
     file: bool = True
     changes: bool = False
     asks: bool = False
+    turns: bool = False
 
 
 VERBS = (
@@ -151,6 +152,7 @@ VERBS = (
         summary="Build, start and prove the way back",
         example="slackwater -c shop.yaml arm --timeout 600",
         changes=True,
+        turns=True,
     ),
     Verb(
         name="cutover",
@@ -159,6 +161,7 @@ VERBS = (
         example="slackwater -c shop.yaml cutover --dry-run",
         changes=True,
         asks=True,
+        turns=True,
     ),
     Verb(
         name="rollback",
@@ -167,6 +170,7 @@ VERBS = (
         example='slackwater -c shop.yaml rollback --as "checkout is slow on new"',
         changes=True,
         asks=True,
+        turns=True,
     ),
     Verb(
         name="failover",
@@ -175,6 +179,7 @@ VERBS = (
         example="slackwater -c shop.yaml failover --to old --accept-loss --source-isolated",
         changes=True,
         asks=True,
+        turns=True,
     ),
     Verb(
         name="route",
@@ -346,14 +351,14 @@ def _run(argv: list[str]) -> int:
         command = typer.main.get_command(application(argv))
         answer = command.main(args=argv or ["--help"], prog_name="slackwater", standalone_mode=False)
     except SlackwaterError as error:
-        _explain(error)
+        _explain(error, argv)
         return error.exit_code
     except USAGE_ERROR as error:
         message = str(getattr(error, "message", error))
         if message.startswith("Usage:"):  # a group without its verb: this is its help
             typer.echo(message, err=True)
         else:
-            _explain(SlackwaterError(_said(error), hint=f"{_prefix(argv)} --help"))
+            _explain(SlackwaterError(_said(error), hint=f"{_prefix(argv)} --help"), argv)
         return exits.USAGE
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("slackwater: interrupted", err=True)
@@ -364,7 +369,8 @@ def _run(argv: list[str]) -> int:
         if invocation().debug or "--debug" in argv:
             traceback.print_exc()
         cause = f"{type(error).__name__}: {error}"
-        _explain(SlackwaterError(cause, hint="this is a defect of slackwater; --debug shows where it happened"))
+        hint = "this is a defect of slackwater; --debug shows where it happened"
+        _explain(SlackwaterError(cause, hint=hint), argv)
         return exits.FAILED
     return answer if isinstance(answer, int) else exits.DONE
 
@@ -374,22 +380,31 @@ def _said(error: Exception) -> str:
     return format_message()
 
 
+def _verb(argv: list[str]) -> Verb | None:
+    return next((v for v in VERBS if v.name in argv), None)
+
+
 def _prefix(argv: list[str]) -> str:
-    verb = next((v.name for v in VERBS if v.name in argv), None)
-    return f"slackwater {verb}" if verb else "slackwater"
+    verb = _verb(argv)
+    return f"slackwater {verb.name}" if verb else "slackwater"
 
 
-def _explain(error: SlackwaterError) -> None:
+def _explain(error: SlackwaterError, argv: list[str]) -> None:
     from stream.logs import Redaction
 
     redact = Redaction()
-    reasons = error.reasons if isinstance(error, Refused) else ()
+    reasons = error.reasons if isinstance(error, Refused | Aborted) else ()
     lines = [f"slackwater: {error.cause}", *(f"  - {reason}" for reason in reasons)]
     if error.hint:
         lines.append(f"  remedy: {error.hint}")
     typer.echo(redact("\n".join(lines)), err=True)
     if invocation().debug:
         traceback.print_exception(error)
-    if invocation().json:
+    verb = _verb(argv)
+    if verb is not None and verb.turns and (invocation().json or "--json" in argv):
+        from stream.cli.answer import failed
+
+        typer.echo(document(failed(error)))
+    elif invocation().json:
         told = {"cause": redact(error.cause), "remedy": redact(error.hint), "reasons": [redact(r) for r in reasons]}
         typer.echo(document({"error": told}))

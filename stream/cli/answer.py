@@ -11,13 +11,12 @@ import typer
 
 from connectors.postgres import control
 from schemas.direction import Side
-from schemas.errors import Aborted, Ambiguous, Refused, SlackwaterError
+from schemas.errors import Aborted, Refused, SlackwaterError
 from schemas.spec import Spec
 from stream.cli import context
 from stream.logs import Redaction
 from stream.status import current_turn, who_writes
-
-RESULTS: dict[type[SlackwaterError], str] = {Refused: "refused", Aborted: "aborted", Ambiguous: "ambiguous"}
+from stream.turn.outcome import result_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +37,7 @@ def answered(spec: Spec, verb: str, work: Callable[[], Answer]) -> None:
         answer = work()
     except SlackwaterError as error:
         if context.invocation().json:
-            context.show(_document(spec, verb, _failed(error)), "")
+            context.show(_document(spec, verb, failed(error)), "")
             context.note(f"slackwater: {Redaction()(str(error))}")
             raise typer.Exit(error.exit_code) from error
         raise
@@ -54,11 +53,14 @@ def answered(spec: Spec, verb: str, work: Callable[[], Answer]) -> None:
     context.show(_document(spec, verb, document) if context.invocation().json else document, answer.text)
 
 
-def _failed(error: SlackwaterError) -> dict[str, Any]:
+def failed(error: SlackwaterError) -> dict[str, Any]:
+    """The document of an error that came before anybody could look who takes writes."""
     redact = Redaction()
     reasons = error.reasons if isinstance(error, Refused | Aborted) else ()
     return {
-        "result": RESULTS.get(type(error), "failed"),
+        "result": result_of(error),
+        "writes": None,
+        "turn": None,
         "pause_seconds": None,
         "steps": [],
         "reasons": [redact(reason) for reason in reasons],
@@ -76,4 +78,4 @@ def _document(spec: Spec, verb: str, answer: dict[str, Any]) -> dict[str, Any]:
         sides.close()
     known = {side: None if isinstance(turn, SlackwaterError) else turn for side, turn in turns.items()}
     head = {"result": answer["result"], "writes": who_writes(known, turns), "turn": current_turn(known, turns)}
-    return {**head, **answer}
+    return {**head, **answer, **head}

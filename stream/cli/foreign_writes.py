@@ -24,7 +24,7 @@ ByHand = Annotated[
 ]
 
 
-@app.command("list")
+@app.command("list", epilog="Example: slackwater -c shop.yaml foreign-writes list")
 def list_(every: Annotated[bool, typer.Option("--all", help="Also those that were decided upon.")] = False) -> None:
     """List them by table and key, never by value."""
     spec = context.spec()
@@ -48,13 +48,13 @@ def list_(every: Annotated[bool, typer.Option("--all", help="Also those that wer
     context.show({"migration": spec.migration, "rows": rows}, "\n".join(lines or ["no foreign writes"]))
 
 
-@app.command()
+@app.command(epilog='Example: slackwater -c shop.yaml foreign-writes accept --reason "orders of the fair"')
 def accept(reason: Reason, done_by_hand: ByHand = False) -> None:
     """Take the rows over to the open side as they are now; from there they come back like any write."""
     _decide("accept", reason, by_hand=done_by_hand)
 
 
-@app.command()
+@app.command(epilog='Example: slackwater -c shop.yaml foreign-writes discard --reason "a forgotten batch job"')
 def discard(reason: Reason, done_by_hand: ByHand = False) -> None:
     """Put the closed side's rows back to what the open side makes of them."""
     _decide("discard", reason, by_hand=done_by_hand)
@@ -70,18 +70,18 @@ def _decide(verb: str, reason: str, *, by_hand: bool) -> None:
         document = prepared.load(new, spec.migration)
     if document is None:
         raise Refused(f"migration {spec.migration} is not prepared", hint=context.command(spec, "prepare"))
+    done = {"accept": "accepted", "discard": "discarded"}[verb]
     context.confirm(f"{verb} {len(rows)} foreign writes of {', '.join(sorted({r.source for r in rows}))}?")
     for side in Side:
         own = [r for r in rows if r.side == side]
         if not own:
             continue
         if by_hand:
-            deciding.put_back_by_hand(spec, own, side, actor=context.actor, reason=reason)
+            deciding.done_by_hand(spec, own, side, done, actor=context.actor, reason=reason)
         elif verb == "accept":
             deciding.accept(spec, document, own, side, actor=context.actor, reason=reason)
         else:
             deciding.discard(spec, document, own, side, actor=context.actor, reason=reason)
-    done = {"accept": "accepted", "discard": "discarded"}[verb]
     context.show(
         {"migration": spec.migration, "rows": len(rows), "result": done},
         f"{len(rows)} foreign writes {done}; capture goes on by itself",

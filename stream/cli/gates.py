@@ -62,7 +62,7 @@ def _document(watch: Watch, seen: Seen, direction: Direction | None) -> dict[str
         "direction": direction.value,
         "at": status["at"],
         "safe": all_passed(judged),
-        "gates": [watch.gate_document(gate, direction) for gate in judged],
+        **watch.gate_documents(judged, direction),
         "errors": status["errors"],
     }
 
@@ -70,14 +70,16 @@ def _document(watch: Watch, seen: Seen, direction: Direction | None) -> dict[str
 def screen(document: dict[str, Any]) -> str:
     """One line a gate, what to do below it; the answer last."""
     gates = document["gates"]
+    signs = [*map(_sign, gates), *("off" for _ in document["gates_off"])]
+    listed = [*gates, *document["gates_off"]]
+    rows = [(sign, g["gate"], f"since {g['since']}", g["detail"]) for sign, g in zip(signs, listed, strict=True)]
     lines = []
-    shown = text.columns([(_sign(g), g["gate"], f"since {g['since']}", g["detail"]) for g in gates]).splitlines()
-    for gate, line in zip(gates, shown, strict=True):
+    for gate, line in zip(listed, text.columns(rows).splitlines(), strict=True):
         lines.append(line)
-        if gate["state"] not in ("passed", "off") and gate["remedy"]:
+        if gate["state"] != "passed" and gate["remedy"]:
             lines.append(f"         remedy: {gate['remedy']}")
     turn = "cut over" if document["direction"] == Direction.FORWARD else "go back"
-    stopping = [g["gate"] for g in gates if g["blocks"] and g["state"] not in ("passed", "off")]
+    stopping = [g["gate"] for g in gates if g["blocks"] and g["state"] != "passed"]
     lines.append(f"safe to {turn}: " + ("yes" if document["safe"] else f"no ({', '.join(stopping)})"))
     for side, error in document["errors"].items():
         lines.append(f"{side} does not answer: {error['cause']}")
@@ -85,4 +87,4 @@ def screen(document: dict[str, Any]) -> str:
 
 
 def _sign(gate: dict[str, Any]) -> str:
-    return str(gate["state"]) if gate["blocks"] or gate["state"] in ("passed", "off") else "warning"
+    return str(gate["state"]) if gate["blocks"] or gate["state"] == "passed" else "warning"

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from connectors.postgres import catalog, survey
+from connectors.postgres import catalog, control, survey
 from schemas.direction import Side
 from stream import grants as granting
-from stream import preflight
+from stream import preflight, state
 from stream.cli import context
+from stream.phases import Phase
+
+WAY_BACK = (Phase.STREAMING, Phase.ARMED, Phase.SWITCHING, Phase.SWITCHED)
 
 
 def grants() -> None:
-    """Print the least-privilege SQL for each role; run it before `prepare`, and once more after it."""
+    """Print the least-privilege SQL for each role: run it before `prepare`, after it, and again before `arm`."""
     spec = context.spec()
     with (
         closing(context.open_side(spec, Side.OLD, "grants")) as old,
@@ -27,7 +30,8 @@ def grants() -> None:
             )
             for conn, tables in ((old, plan.sources), (new, plan.targets))
         ]
-    sections = granting.sections(plan, *places)
+        back = control.installed(new) and state.phase(new, spec.migration) in WAY_BACK
+    sections = granting.sections(plan, *places, back=back)
     context.show(
         {"migration": spec.migration, "roles": granting.ROLES, "databases": {s.side.value: s.sql for s in sections}},
         lambda: "\n".join([granting.ROLES, *(f"-- {s.title}\n{s.sql}" for s in sections)]),

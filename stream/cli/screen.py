@@ -23,7 +23,7 @@ def screen(status: Document) -> str:
     parts.append(
         f"queues    {_rows(status['quarantine'])} in quarantine, {_rows(status['reread'])} to be read again",
     )
-    parts += _gates(status["gates"])
+    parts += _gates(status["gates"], status["gates_off"])
     for side, error in status["errors"].items():
         parts += [f"{side:<9} does not answer: {error['cause']}", *_remedy(error["remedy"])]
     return "\n".join(parts)
@@ -130,17 +130,17 @@ def _rows(queue: Document) -> str:
     return "an unknown number of rows" if rows is None else f"{rows:,} row{'' if rows == 1 else 's'}"
 
 
-def _gates(gates: list[Document]) -> list[str]:
+def _gates(gates: list[Document], off: list[Document]) -> list[str]:
     if not gates:
         return []
     passing = sum(g["state"] == "passed" for g in gates)
     lines = [f"gates     {passing} of {len(gates)} pass"]
     for gate in (g for g in gates if g["state"] != "passed"):
-        state = gate["state"] if gate["blocks"] or gate["state"] == "off" else "warning"
+        state = gate["state"] if gate["blocks"] else "warning"
         lines.append(f"  {state:<7} {gate['gate']}: {gate['detail']}")
         lines += _remedy(gate["remedy"])
-    return lines
+    return lines + [f"  off     {gate['gate']}: {gate['detail']}" for gate in off]
 
 
 def _stops(gate: Document) -> bool:
-    return gate["blocks"] and gate["state"] not in ("passed", "off")
+    return bool(gate["blocks"]) and gate["state"] != "passed"

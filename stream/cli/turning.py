@@ -84,7 +84,8 @@ def gates(spec: Spec, direction: Direction) -> list[dict[str, Any]]:
             seen = looking.look()
     finally:
         sides.close()
-    return [looking.gate_document(gate, direction) for gate in seen.gates.get(direction, [])]
+    judged: list[dict[str, Any]] = looking.gate_documents(seen.gates.get(direction, []), direction)["gates"]
+    return judged
 
 
 def _undecided(document: dict[str, Any], direction: Direction) -> bool:

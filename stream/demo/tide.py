@@ -137,6 +137,6 @@ class Tide:
         while not met():
             self._stage.check()
             if time.monotonic() > deadline:
-                failing = [g for g in self._status()["gates"] if g["state"] not in ("passed", "off")]
+                failing = [g for g in self._status()["gates"] if g["state"] != "passed"]
                 raise DemoFailed(f"waited too long for {what}; {failing}")
             time.sleep(0.1)

@@ -11,14 +11,14 @@ class State(StrEnum):
     PASSED = "passed"
     FAILED = "failed"
     UNKNOWN = "unknown"
-    OFF = "off"  # by the file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
     """One condition. `detail` says what was found; `remedy` what to do when it does not pass.
 
-    One that does not block is a warning: the turn may go on over it.
+    One that does not block is a warning: the turn may go on over it. One that the file switches off (`off`) is shown
+    apart from the others, with the state that it would have.
     """
 
     gate: str
@@ -26,10 +26,11 @@ class Gate:
     detail: str
     remedy: str | None = None
     blocks: bool = True
+    off: bool = False
 
     @property
     def stops(self) -> bool:
-        return self.blocks and self.state not in (State.PASSED, State.OFF)
+        return self.blocks and not self.off and self.state is not State.PASSED
 
 
 def all_passed(gates: Iterable[Gate]) -> bool:

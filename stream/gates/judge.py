@@ -13,7 +13,7 @@ from schemas.direction import Direction
 from schemas.spec import Spec
 from stream.gates import flow, proof, surroundings, turns
 from stream.gates.facts import Facts, Stream
-from stream.gates.gate import Gate, State
+from stream.gates.gate import Gate
 
 HARD_FOR_ROLLBACK = frozenset({"roles", "lag", "quarantine"})
 
@@ -54,6 +54,8 @@ def _cutover(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:
     if Direction.REVERSE in facts.streams:  # before that there is no canary, and the gate before says why
         yield turns.canary_age(reverse, spec, c)
     yield turns.foreign_writes(facts, c)
+    if spec.cutover.window is not None:
+        yield turns.window(facts, spec.cutover.window)
 
 
 def _rollback(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:
@@ -76,7 +78,7 @@ def _as_set(gate: Gate, spec: Spec) -> Gate:
         return gate
     place = spec.place("cutover", "gates", gate.gate)
     said = f"switched off in {place}; it would be {gate.state}: {gate.detail}"
-    return replace(gate, state=State.OFF, detail=said, remedy=None)
+    return replace(gate, detail=said, remedy=None, off=True)
 
 
 def _sum(counts: list[int | None]) -> int | None:

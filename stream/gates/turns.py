@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from schemas.direction import Direction
-from schemas.spec import Spec
+from schemas.spec import Spec, Window
 from stream.gates import flow
 from stream.gates.facts import Facts, Stream
 from stream.gates.gate import Gate, State, failed, passed, unknown
@@ -33,6 +33,13 @@ def canary_age(reverse: Stream, spec: Spec, c: str) -> Gate:
     if age_s > limit:
         return failed("canary_age", f"the newest canary is {age_s:.0f} s old, more than {limit:g} s", f"{c} status")
     return passed("canary_age", f"a row went from new to old {age_s:.0f} s ago")
+
+
+def window(facts: Facts, hours: Window) -> Gate:
+    """Absent where the file has none. A rollback asks for no hour."""
+    if hours.contains(facts.at):
+        return passed("window", f"within cutover.window, {hours}")
+    return failed("window", f"outside cutover.window, {hours}", "wait for it, or change cutover.window in the file")
 
 
 def foreign_writes(facts: Facts, c: str) -> Gate:

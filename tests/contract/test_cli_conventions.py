@@ -60,7 +60,7 @@ def test_help_of_a_verb_has_an_example(verb: object) -> None:
         assert "--json" in shown.stdout
 
 
-@pytest.mark.parametrize("group", ["quarantine", "local"])
+@pytest.mark.parametrize("group", ["quarantine", "foreign-writes", "local"])
 def test_every_verb_of_a_group_has_an_example_and_json(group: str) -> None:
     listed = slackwater(group, "--help").stdout.split("Commands:")[1].split("Example:")[0]
     names = [line.split()[0] for line in listed.splitlines() if line[:2] == "  " and line[2:3].strip()]
@@ -100,6 +100,32 @@ def test_the_file_may_be_named_in_three_ways(file: str, where: str) -> None:
     assert done.returncode == exits.FAILED
     assert "cannot connect to host=127.0.0.1 port=1" in done.stderr
     assert "hunter2" not in done.stderr
+
+
+TURN = ["result", "writes", "turn", "pause_seconds", "steps", "reasons", "error", "next"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["cutover"], exits.USAGE),  # nobody to ask, and no --yes
+        (["rollback", "--waive", "nonsense"], exits.USAGE),
+        (["failover", "--to", "old"], exits.USAGE),  # without its words
+        (["arm", "--nonsense"], exits.USAGE),
+        (["arm"], exits.FAILED),
+        (["cutover", "--yes"], exits.NO),
+        (["cutover", "--dry-run"], exits.NO),
+    ],
+)
+def test_a_turn_under_json_is_one_document_on_every_exit(file: str, arguments: list[str], code: int) -> None:
+    done = slackwater("-c", file, *arguments, "--json")
+    assert done.returncode == code, done.stderr
+    told = json.loads(done.stdout)
+    assert [key for key in told if key in TURN] == TURN
+    assert told["result"] in ("refused", "failed")
+    assert told["error"].keys() == {"cause", "remedy"}
+    assert told["error"]["remedy"]
+    assert (told["writes"], told["turn"], told["steps"]) == (None, None, [])
 
 
 def test_an_error_under_json_is_one_document(file: str) -> None:

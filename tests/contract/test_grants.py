@@ -133,6 +133,64 @@ def stop(first: Program, programs: object) -> None:
         process.wait(30)
 
 
+GATED = """
+cutover: {max_pause_s: 20, attempts: 8}
+verify: {max_age_s: 3600}
+finalize: {quiet_s: 1}
+roundtrip: {accept: [customers.fax]}
+reverse:
+  - {to: profiles, select: "select id as user_id, bio from account where bio is not null"}
+"""
+"""Every gate is on, and the way back has a join."""
+
+FORWARD_ROLES = {"capture": CAPTURE, "apply": APPLY, "backfill": BACKFILL, "verify": BACKFILL}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("end", ["finalize", "cancel"])
+def test_there_and_back_as_the_least_privileged_roles(owned: Shop, tmp_path: Path, end: str) -> None:
+    """Every role of both directions, every verb, to both ends: nobody is a superuser, nobody owns what he need not."""
+    gated = owned.with_(options=GATED)
+    with started_with(tmp_path, gated.text, environment(owned)) as administrator:
+        grant(owned, administrator)
+        operator = replace_env(administrator, as_role(owned, OPERATOR))
+        operator("prepare", "--yes")
+        grant(owned, administrator)
+        for direction in ("forward", "reverse"):  # as deployed: the reverse ones wait for their turn
+            for name, role in FORWARD_ROLES.items():
+                replace_env(administrator, as_role(owned, role)).start("run", name, "--direction", direction)
+        operator("wait", "--for", "phase=streaming", "--timeout", "90")
+        grant(owned, administrator)  # before `arm`
+        operator("arm", "--timeout", "90")
+        assert operator("verify")
+        operator("roundtrip")
+        operator("gates", "--recheck")
+        assert "halted" not in administrator.log, administrator.log
+        if end == "finalize":
+            _turn(owned, operator)
+        stop(administrator, ())
+        operator(end, "--yes")
+    for run in (owned.on_old, owned.on_new):
+        assert run("select to_regnamespace('slackwater') is null") == [(True,)]
+
+
+def _turn(owned: Shop, operator: Program) -> None:
+    """There, with foreign writes put right; back; and there again."""
+    owned.on_old("insert into shop.customers values (3, 'Cy', 'c@x', 'High')")
+    operator.until(lambda: owned.on_new("select count(*) from app.customer") == [(3,)])
+    operator("cutover", "--dry-run")
+    operator("cutover", "--yes")
+    owned.on_new("update app.customer set name = 'Ada K.' where id = 1; update app.account set bio = 'b' where id = 1")
+    operator.until(lambda: owned.on_old("select cust_nm from shop.customers where id = 1") == [("Ada K.",)])
+    operator("rollback", "--yes")
+    owned.on_old("update shop.customers set cust_nm = 'Ada L.' where id = 1")
+    operator.until(lambda: owned.on_new("select name from app.customer where id = 1") == [("Ada L.",)])
+    operator("verify")
+    operator("cutover", "--yes")
+    operator("verify", "--direction", "reverse")
+    operator("journal", "--verify")
+
+
 def test_no_role_of_the_data_plane_may_do_more(owned: Shop, tmp_path: Path) -> None:
     with started_with(tmp_path, owned.text, environment(owned)) as administrator:
         grant(owned, administrator)

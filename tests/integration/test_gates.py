@@ -17,6 +17,7 @@ import pytest
 from connectors.postgres import catalog, orphans
 from connectors.postgres.session import Connection, connect
 from schemas.direction import Direction, Side
+from stream.cli.screen import screen
 from stream.gates import Look, State, findings, lookout
 from stream.prepared import load
 from stream.sides import Sides
@@ -284,8 +285,11 @@ def test_only_a_whole_clean_and_young_pass_of_this_file_counts(stage: Stage, see
 
 def test_a_gate_that_is_switched_off_is_shown(stage: Stage, seen: Callable[[], Seen]) -> None:
     stage.more = "cutover: {gates: {verification: off}}\n"
-    found = gate(seen().document, "verification")
-    assert found["state"] == "off"
+    document = seen().document
+    assert "verification" not in [g["gate"] for g in document["gates"]]  # whose states are three
+    (found,) = document["gates_off"]
+    assert (found["gate"], found["state"]) == ("verification", "unknown")
+    assert "  off     verification: switched off in" in screen(document)
     assert found["detail"].startswith("switched off in migration.yaml line 7; it would be unknown: not compared")
     assert "verification" not in [g.gate for g in seen().gates[Direction.FORWARD] if g.stops]
 

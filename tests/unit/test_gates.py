@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 
 from schemas.direction import Direction
@@ -49,5 +51,18 @@ def test_a_gate_that_is_off_does_not_stop_and_says_what_it_would_say() -> None:
     gate = next(
         g for g in judge(NOTHING, spec("cutover: {gates: {grants: off}}"), Direction.FORWARD) if g.gate == "grants"
     )
-    assert (gate.state, gate.stops, gate.remedy) == (State.OFF, False, None)
+    assert (gate.state, gate.off, gate.stops, gate.remedy) == (State.UNKNOWN, True, False, None)
     assert "it would be unknown" in gate.detail
+
+
+def test_a_cutover_keeps_to_its_hours_and_a_rollback_does_not() -> None:
+    hours = spec('cutover: {window: "22:00-05:00 UTC"}')
+
+    def found(at: str, direction: Direction = Direction.FORWARD) -> list[State]:
+        facts = Facts(at=datetime.fromisoformat(at), phase=None, turn=None, same_file=None)
+        return [g.state for g in judge(facts, hours, direction) if g.gate == "window"]
+
+    assert found("2026-11-22T23:00:00+00:00") == [State.PASSED]
+    assert found("2026-11-22T12:00:00+00:00") == [State.FAILED]
+    assert found("2026-11-22T12:00:00+00:00", Direction.REVERSE) == []
+    assert not [g for g in judge(NOTHING, spec()) if g.gate == "window"]  # not configured, so not there

@@ -46,7 +46,6 @@ def test_one_phase_one_writer_one_state_per_gate() -> None:
         (("gate", "lag"), ("state", "passed")): 1,
         (("gate", "lag"), ("state", "failed")): 0,
         (("gate", "lag"), ("state", "unknown")): 0,
-        (("gate", "lag"), ("state", "off")): 0,
     }
     metrics.writes(None)
     assert not [k for k in samples(metrics) if k[0] == "slackwater_writes"]
