@@ -10,11 +10,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from connectors.failpoint import failpoint
-from connectors.postgres import catalog, chunks, control, session
+from connectors.postgres import catalog, chunks, control
 from connectors.postgres.session import Connection
 from schemas.control import CANARY_TABLE, SCHEMA
 from schemas.direction import Direction
@@ -33,7 +32,6 @@ from stream.preflight.finding import Severity
 from stream.prepared import Flow, Prepared, plan_for, plan_of
 from stream.proof import Proof
 from stream.state import advance, phase
-from stream.topics import FlowTopics
 
 REVERSE = Direction.REVERSE
 NOTHING_SEEN = "3:3:"
@@ -66,31 +64,25 @@ def arm(
     Contended while others hold a table, or the slot has to wait for too long.
     """
     began = time.monotonic()
-    with ExitStack() as stack:
-        old = stack.enter_context(session.connect(str(spec.old.dsn), application="slackwater arm"))
-        new = stack.enter_context(session.connect(str(spec.new.dsn), application="slackwater arm"))
-        topics = stack.enter_context(FlowTopics(spec, REVERSE))
-        stack.enter_context(groundwork.alone(new, spec.migration))
-        prepared, now = _may(spec, new)
+    with groundwork.at_work(
+        spec,
+        "arm",
+        REVERSE,
+        actor=actor,
+        say=say,
+        set_identity=set_identity,
+        slot_timeout_s=slot_timeout_s,
+        stop=stop,
+    ) as work:
+        prepared, now = _may(spec, work.new)
         if now in (Phase.SWITCHING, Phase.SWITCHED):
             return Outcome(result="already", steps=(), warnings=())
-        work = Work(
-            spec=spec,
-            old=old,
-            new=new,
-            topics=topics,
-            actor=actor(new),
-            say=say,
-            set_identity=set_identity,
-            slot_timeout_s=slot_timeout_s,
-            stop=stop,
-        )
         warnings = _build(work, prepared)
         built_s = time.monotonic() - began
-        proof = Proof(spec, old, new, say=say, stop=stop)
+        proof = Proof(spec, work.old, work.new, say=say, stop=stop)
         proof.wait(timeout_s)
         failpoint("arm.before_armed")
-        already = not advance(new, spec.migration, Phase.ARMED, actor=work.actor, detail={"verb": "arm"})
+        already = not advance(work.new, spec.migration, Phase.ARMED, actor=work.actor, detail={"verb": "arm"})
     steps = (("build", built_s), *proof.steps)
     return Outcome(result="already" if already else "done", steps=steps, warnings=warnings)
 

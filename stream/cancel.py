@@ -9,29 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from connectors.postgres import control, session
 from connectors.postgres.session import Connection
-from schemas.direction import Direction, Side, slot_name
+from schemas.direction import Direction, slot_name
 from schemas.errors import Refused, Unavailable
 from schemas.spec import Spec
 from stream import groundwork
 from stream.phases import Phase, may_cancel
 from stream.preflight import claims
 from stream.prepared import Prepared
-from stream.removal import every_topic, take_away
+from stream.removal import Outcome, assert_stopped, every_topic, take_away, turns_locked
 from stream.state import phase
 from stream.topics import FlowTopics
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """`result`: cancelled, or already (nothing of it was there). `steps` are what was taken away now."""
-
-    result: str
-    steps: tuple[str, ...]
-    left: tuple[str, ...]  # what stays, on purpose
 
 
 def cancel(
@@ -93,11 +83,7 @@ def _may(spec: Spec, old: Connection, new: Connection, *, mark: bool) -> None:
 
     `mark` sets the phase under the same locks, so that no cutover can begin from then on.
     """
-    with ExitStack() as stack:
-        stack.enter_context(control.transaction(old, "cannot lock old's turn row"))
-        there = control.turn(old, spec.migration, Side.OLD, lock=True)
-        stack.enter_context(control.transaction(new, "cannot lock new's turn row"))
-        here = control.turn(new, spec.migration, Side.NEW, lock=True)
+    with turns_locked(spec.migration, old, new) as (there, here):
         now = phase(new, spec.migration)
         opened = max(there.open_turn if there else 0, here.open_turn if here else -1)
         fenced = there is not None and there.fence_turn is not None
@@ -107,8 +93,6 @@ def _may(spec: Spec, old: Connection, new: Connection, *, mark: bool) -> None:
                 f"migration {spec.migration} is {now}: writes were moved, or are being; new may hold the only copy",
                 hint="`slackwater rollback` brings writes back to old, `slackwater finalize` ends it after a switch",
             )
-        alive = sorted({*control.alive(old, spec.migration), *control.alive(new, spec.migration)})
-        if alive:
-            raise Refused("roles of this migration run: " + "; ".join(alive), hint="stop them, then cancel again")
+        assert_stopped(spec.migration, old, new, "cancel")
         if mark and not killed:
             control.set_phase(new, spec.migration, Phase.CANCELLED)

@@ -21,20 +21,11 @@ from stream import groundwork
 from stream.foreign import open_rows
 from stream.phases import Phase, may_finalize
 from stream.prepared import Prepared
-from stream.removal import every_topic, take_away
+from stream.removal import Outcome, assert_stopped, every_topic, take_away, turns_locked
 from stream.state import phase
 from stream.status import takes_writes
 from stream.topics import FlowTopics
 from stream.verification import Verdict, latest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """`result`: finalized, or already (nothing of it was there). `steps` are what was taken away now."""
-
-    result: str
-    steps: tuple[str, ...]
-    left: tuple[str, ...]  # what stays, on purpose
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,11 +86,7 @@ def _may(spec: Spec, old: Connection, new: Connection, *, mark: bool) -> _Standi
 
     `mark` sets the phase under the same locks, so that no turn can begin from then on.
     """
-    with ExitStack() as stack:
-        stack.enter_context(control.transaction(old, "cannot lock old's turn row"))
-        there = control.turn(old, spec.migration, Side.OLD, lock=True)
-        stack.enter_context(control.transaction(new, "cannot lock new's turn row"))
-        here = control.turn(new, spec.migration, Side.NEW, lock=True)
+    with turns_locked(spec.migration, old, new) as (there, here):
         now = phase(new, spec.migration)
         opened = max(t.open_turn if t is not None else -1 for t in (there, here))
         if now is Phase.FINALIZED or (there is None and here is not None):
@@ -115,10 +102,8 @@ def _may(spec: Spec, old: Connection, new: Connection, *, mark: bool) -> _Standi
                 f"{' and '.join(writers) or 'no side'} of migration {spec.migration} takes writes",
                 hint="slackwater status",
             )
-        alive = sorted({*control.alive(old, spec.migration), *control.alive(new, spec.migration)})
         if mark:
-            if alive:
-                raise Refused("roles of this migration run: " + "; ".join(alive), hint="stop them, then finalize again")
+            assert_stopped(spec.migration, old, new, "finalize")
             control.set_phase(new, spec.migration, Phase.FINALIZED)
         return _Standing(open_=writers[0], resumed=False)
 

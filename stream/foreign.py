@@ -134,8 +134,8 @@ def _keys(rows: Sequence[Recorded], verb: str) -> Keys:
     if nameless:
         raise Refused(
             f"{', '.join(nameless)} was truncated, or has no key: which rows it was about cannot be told",
-            hint=f"`slackwater verify` finds them; put them right, then `slackwater foreign-writes {verb}"
-            " --done-by-hand`",
+            hint=f"`slackwater verify --direction {_writer(rows[0].side)}` finds what differs; put it right by hand"
+            f" (runbook foreign-writes.md says how), then `slackwater foreign-writes {verb} --done-by-hand`",
         )
     found: Keys = defaultdict(list)
     for row in rows:
@@ -143,6 +143,11 @@ def _keys(rows: Sequence[Recorded], verb: str) -> Keys:
         if key not in found[row.source]:
             found[row.source].append(key)
     return found
+
+
+def _writer(side: str) -> Direction:
+    """The direction that writes a side."""
+    return next(d for d in Direction if d.target.value == side)
 
 
 def _target_key(plan: Plan, table: str, key: dict[str, str | None]) -> dict[str, str | None]:

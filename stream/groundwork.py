@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from connectors.failpoint import failpoint
@@ -60,6 +60,39 @@ class Work:
         """Tell of something that was made just now."""
         self.steps.append(step)
         self.say(step)
+
+
+@contextmanager
+def at_work(
+    spec: Spec,
+    verb: str,
+    direction: Direction = Direction.FORWARD,
+    *,
+    actor: Callable[[Connection], Actor],
+    say: Callable[[str], None],
+    set_identity: bool,
+    slot_timeout_s: float | None,
+    stop: threading.Event | None,
+) -> Iterator[Work]:
+    """Sessions on both sides, the direction's topics, and nobody else at this migration until it is over."""
+    with ExitStack() as stack:
+        old, new = (
+            stack.enter_context(session.connect(str(side.dsn), application=f"slackwater {verb}"))
+            for side in (spec.old, spec.new)
+        )
+        topics = stack.enter_context(FlowTopics(spec, direction))
+        stack.enter_context(alone(new, spec.migration))
+        yield Work(
+            spec=spec,
+            old=old,
+            new=new,
+            topics=topics,
+            actor=actor(new),
+            say=say,
+            set_identity=set_identity,
+            slot_timeout_s=slot_timeout_s,
+            stop=stop,
+        )
 
 
 def control_schema(work: Work) -> None:

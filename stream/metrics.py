@@ -35,77 +35,52 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._own = (migration, direction)
         self._shown: set[tuple[int, tuple[str, ...]]] = set()  # which gauges have which samples
-        r = self.registry
-        self._lag_s = Gauge(
-            "slackwater_lag_seconds",
-            "Age of the oldest change not applied; 0 only when proven; absent: unknown",
-            BOTH,
-            registry=r,
-        )
-        self._lag_bytes = Gauge(
-            "slackwater_lag_bytes", "WAL between the source's insert position and what is applied", BOTH, registry=r
-        )
-        self._freshness_s = Gauge(
-            "slackwater_freshness_seconds", "Age of what is known about the lag", BOTH, registry=r
-        )
-        self._rows = Counter(
-            "slackwater_rows_total", "Row changes handled", (*BOTH, "stage", "op", "table"), registry=r
-        )
-        self._epochs = Counter("slackwater_epochs_total", "Epochs handled", (*BOTH, "stage"), registry=r)
+        self._rows = self._counter("rows_total", "Row changes handled", "stage", "op", "table")
+        self._epochs = self._counter("epochs_total", "Epochs handled", "stage")
         self._epoch_s = Histogram(
-            "slackwater_epoch_seconds", "Time one epoch took", (*BOTH, "stage"), buckets=EPOCH_BUCKETS_S, registry=r
+            "slackwater_epoch_seconds",
+            "Time one epoch took",
+            (*BOTH, "stage"),
+            buckets=EPOCH_BUCKETS_S,
+            registry=self.registry,
         )
-        self._slot = Gauge(
-            "slackwater_slot_retained_bytes", "WAL that the replication slot holds back on the source", BOTH, registry=r
+        self._backfill_rows = self._counter("backfill_rows_total", "Rows loaded by backfill")
+        self._verify_rows = self._counter("verify_rows_total", "Rows compared by verification")
+        self._errors = self._counter("errors_total", "Errors that stopped a role, by class", "class")
+
+        self._lag_s = self._gauge(
+            "lag_seconds", "Age of the oldest change not applied; 0 only when proven; absent: unknown"
         )
-        self._backfill_rows = Counter("slackwater_backfill_rows_total", "Rows loaded by backfill", BOTH, registry=r)
-        self._backfill_chunks = Gauge(
-            "slackwater_backfill_chunks", "Chunks of the backfill, by state", (*BOTH, "state"), registry=r
+        self._lag_bytes = self._gauge("lag_bytes", "WAL between the source's insert position and what is applied")
+        self._freshness_s = self._gauge("freshness_seconds", "Age of what is known about the lag")
+        self._slot = self._gauge("slot_retained_bytes", "WAL that the replication slot holds back on the source")
+        self._backfill_chunks = self._gauge("backfill_chunks", "Chunks of the backfill, by state", "state")
+        self._verification_age_s = self._gauge(
+            "verification_age_seconds", "Age of the oldest table's last complete verification; absent: a table has none"
         )
-        self._verify_rows = Counter("slackwater_verify_rows_total", "Rows compared by verification", BOTH, registry=r)
-        self._verification_age_s = Gauge(
-            "slackwater_verification_age_seconds",
-            "Age of the oldest table's last complete verification; absent: a table has none",
-            BOTH,
-            registry=r,
-        )
-        self._mismatched = Gauge(
-            "slackwater_mismatched_rows", "Rows that the last complete verification found to differ", BOTH, registry=r
-        )
-        self._quarantined = Gauge(
-            "slackwater_quarantined_rows", "Rows that could not be applied and are not waived", BOTH, registry=r
-        )
-        self._reread = Gauge(
-            "slackwater_reread_rows", "Rows waiting to be read again from the source", BOTH, registry=r
-        )
-        self._foreign = Gauge(
-            "slackwater_foreign_writes", "Rows written to a closed side and not decided upon", BOTH, registry=r
-        )
-        self._canary_s = Gauge(
-            "slackwater_canary_age_seconds", "Age of the newest canary that came through", BOTH, registry=r
-        )
-        self._errors = Counter(
-            "slackwater_errors_total", "Errors that stopped a role, by class", (*BOTH, "class"), registry=r
-        )
-        self._up = Gauge(
-            "slackwater_up", "1 while the role works or waits its turn, else 0", (*BOTH, "role"), registry=r
-        )
-        Gauge("slackwater_info", "Always 1", (*BOTH, "version"), registry=r).labels(*self._own, version()).set(1)
+        self._mismatched = self._gauge("mismatched_rows", "Rows that the last complete verification found to differ")
+        self._quarantined = self._gauge("quarantined_rows", "Rows that could not be applied and are not waived")
+        self._reread = self._gauge("reread_rows", "Rows waiting to be read again from the source")
+        self._foreign = self._gauge("foreign_writes", "Rows written to a closed side and not decided upon")
+        self._canary_s = self._gauge("canary_age_seconds", "Age of the newest canary that came through")
+        self._up = self._gauge("up", "1 while the role works or waits its turn, else 0", "role")
+        self._gauge("info", "Always 1", "version").labels(*self._own, version()).set(1)
+
         # Migration-wide: set by the forward applier alone, absent elsewhere.
-        self._safe = Gauge("slackwater_safe_to_cutover", "1 when every gate passes", BOTH, registry=r)
-        self._safe_back = Gauge(
-            "slackwater_safe_to_rollback", "After a cutover: 1 when nothing stands in the way back", BOTH, registry=r
-        )
-        self._gate = Gauge("slackwater_gate", "1 for the gate's current state", (*BOTH, "gate", "state"), registry=r)
-        self._phase = Gauge("slackwater_phase", "1 for the current phase", (*BOTH, "phase"), registry=r)
-        self._pause = Gauge(
-            "slackwater_pause_seconds", "How long writers were paused by the last turn", (*BOTH, "turn"), registry=r
-        )
-        self._writes = Gauge(
-            "slackwater_writes", "1 for the side that accepts writes: old, new or none", (*BOTH, "side"), registry=r
-        )
+        self._safe = self._gauge("safe_to_cutover", "1 when every gate passes")
+        self._safe_back = self._gauge("safe_to_rollback", "After a cutover: 1 when nothing stands in the way back")
+        self._gate = self._gauge("gate", "1 for the gate's current state", "gate", "state")
+        self._phase = self._gauge("phase", "1 for the current phase", "phase")
+        self._writes = self._gauge("writes", "1 for the side that accepts writes: old, new or none", "side")
+        self._pause = self._gauge("pause_seconds", "How long writers were paused by the last turn", "turn")
         if role:
             self.up(role, False)
+
+    def _counter(self, name: str, what: str, *labels: str) -> Counter:
+        return Counter(f"slackwater_{name}", what, (*BOTH, *labels), registry=self.registry)
+
+    def _gauge(self, name: str, what: str, *labels: str) -> Gauge:
+        return Gauge(f"slackwater_{name}", what, (*BOTH, *labels), registry=self.registry)
 
     # What roles count.
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from connectors.failpoint import failpoint
-from connectors.postgres import catalog, chunks, control, session, slots
+from connectors.postgres import catalog, chunks, control, slots
 from connectors.postgres.session import Connection
 from schemas.direction import Direction, Side, schemas_topic
 from schemas.errors import Halt, Refused
@@ -31,7 +30,6 @@ from stream.phases import Phase
 from stream.preflight import bindings, counted, ddl, identity
 from stream.prepared import Flow, Prepared, plan_of
 from stream.reload import reload
-from stream.topics import FlowTopics
 
 FORWARD = Direction.FORWARD
 
@@ -63,22 +61,15 @@ def prepare(
     Errors: Refused with every reason that `check` finds; Contended while others hold a table, or the slot has to wait
     for longer than `slot_timeout_s`; SlotLost and Halt when what was prepared is no longer what it was.
     """
-    with ExitStack() as stack:
-        old = stack.enter_context(session.connect(str(spec.old.dsn), application="slackwater prepare"))
-        new = stack.enter_context(session.connect(str(spec.new.dsn), application="slackwater prepare"))
-        topics = stack.enter_context(FlowTopics(spec))
-        stack.enter_context(groundwork.alone(new, spec.migration))
-        work = Work(
-            spec=spec,
-            old=old,
-            new=new,
-            topics=topics,
-            actor=actor(new),
-            say=say,
-            set_identity=set_identity,
-            slot_timeout_s=slot_timeout_s,
-            stop=stop,
-        )
+    with groundwork.at_work(
+        spec,
+        "prepare",
+        actor=actor,
+        say=say,
+        set_identity=set_identity,
+        slot_timeout_s=slot_timeout_s,
+        stop=stop,
+    ) as work:
         return _prepare(work, confirm)
 
 
@@ -131,13 +122,17 @@ def _may_change(work: Work, phase: str, before: Prepared | None) -> None:
     if phase in (Phase.SWITCHING, Phase.SWITCHED, Phase.FINALIZED):
         raise Refused(
             f"migration {work.spec.migration} is {phase}: what it stands on cannot be changed any more",
-            hint="slackwater status",
+            hint="`slackwater rollback`, `slackwater finalize`, then prepare anew with the new file;"
+            " `slackwater status` says where it stands",
         )
     if before is None or before.reverse is None or before.fingerprint == work.spec.fingerprint:
         return
+    turn = control.turn(work.new, work.spec.migration, Side.NEW)
+    turned = turn is not None and turn.open_turn > 0  # there and back: what has turned is not cancelled
     raise Refused(
         "the reverse direction is armed with the file as it was prepared, and the file has changed since",
-        hint="bring the old file back, or `slackwater cancel` and prepare anew",
+        hint="bring its mappings back (rates, limits, windows and gates may be changed at any time); or end it with"
+        f" `slackwater {'finalize' if turned else 'cancel'}` and prepare anew, which copies every row again",
     )
 
 

@@ -6,12 +6,16 @@ last, old's first, for new's are what a later run goes by.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from connectors.failpoint import failpoint
 from connectors.postgres import catalog, control, fence, mirror, slots, truncation
+from connectors.postgres.control import Turn
 from connectors.postgres.session import Connection
 from schemas.direction import Direction, Side, epochs_topic, slot_name
+from schemas.errors import Refused
 from schemas.spec import Spec
 from stream.preflight import counted, identity
 from stream.preflight.kafka import topic_names
@@ -20,6 +24,32 @@ from stream.standing import canary_topic, row_topic
 from stream.topics import FlowTopics
 
 Done = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """`result`: cancelled or finalized, or already (nothing of it was there). `steps` are what was taken away now."""
+
+    result: str
+    steps: tuple[str, ...]
+    left: tuple[str, ...]  # what stays, on purpose
+
+
+@contextmanager
+def turns_locked(migration: str, old: Connection, new: Connection) -> Iterator[tuple[Turn | None, Turn | None]]:
+    """Both turn rows, locked, old first: nobody turns, and no other end begins, while the caller looks and marks."""
+    with ExitStack() as stack:
+        stack.enter_context(control.transaction(old, "cannot lock old's turn row"))
+        there = control.turn(old, migration, Side.OLD, lock=True)
+        stack.enter_context(control.transaction(new, "cannot lock new's turn row"))
+        yield there, control.turn(new, migration, Side.NEW, lock=True)
+
+
+def assert_stopped(migration: str, old: Connection, new: Connection, verb: str) -> None:
+    """Errors: Refused while a role of the migration runs."""
+    alive = sorted({*control.alive(old, migration), *control.alive(new, migration)})
+    if alive:
+        raise Refused("roles of this migration run: " + "; ".join(alive), hint=f"stop them, then {verb} again")
 
 
 def take_away(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -33,15 +30,7 @@ def arm(
     come within --timeout: what was built stays, old is open as before, and `arm` goes on from there.
     """
     spec = context.spec()
-    stop = threading.Event()
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
+    stop = context.stoppable()
 
     def work() -> Answer:
         outcome = arming.arm(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from stream import cancel as cancelling
-from stream.cli import context
+from stream.cli import context, ending
 
 
 def cancel(
@@ -16,13 +16,4 @@ def cancel(
     """End the migration before its first switch, and remove every trace of it; your tables stay as they are."""
     spec = context.spec()
     outcome = cancelling.cancel(spec, say=context.note, confirm=context.confirm, keep_topics=keep_topics)
-    told = "is cancelled" if outcome.result == "cancelled" else "was not there: nothing to remove"
-    context.show(
-        {
-            "migration": spec.migration,
-            "result": outcome.result,
-            "steps": list(outcome.steps),
-            "left": list(outcome.left),
-        },
-        "\n".join([f"{spec.migration} {told}.", *outcome.left]),
-    )
+    ending.show(spec, outcome)

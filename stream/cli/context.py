@@ -11,12 +11,15 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -130,6 +133,20 @@ def show(value: object, text: str | Callable[[], str]) -> None:
 def note(line: str) -> None:
     """Progress, on stderr."""
     typer.echo(line, err=True)
+
+
+def stoppable() -> threading.Event:
+    """Set by Ctrl-C and SIGTERM, for a verb to stop at its next safe point; once more ends the program at once."""
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    return stop
 
 
 def confirm(question: str) -> None:

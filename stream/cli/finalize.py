@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from stream import finalize as finalizing
-from stream.cli import context
+from stream.cli import context, ending
 
 
 def finalize(
@@ -20,13 +20,4 @@ def finalize(
     """
     spec = context.spec()
     outcome = finalizing.finalize(spec, say=context.note, confirm=context.confirm, drop_topics=drop_topics)
-    told = "is finalized" if outcome.result == "finalized" else "was not there: nothing to remove"
-    context.show(
-        {
-            "migration": spec.migration,
-            "result": outcome.result,
-            "steps": list(outcome.steps),
-            "left": list(outcome.left),
-        },
-        "\n".join([f"{spec.migration} {told}.", *outcome.left]),
-    )
+    ending.show(spec, outcome)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -28,15 +25,7 @@ def prepare(
 ) -> None:
     """Prepare the migration: fence, topics, publication, slot; again after an edit, for what changed."""
     spec = context.spec()
-    stop = threading.Event()
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
+    stop = context.stoppable()
     outcome = preparing.prepare(
         spec,
         actor=context.actor,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -73,7 +71,7 @@ def verify(
         plan = prepared.plan_for(spec, document, direction)
         names = wanted(plan, table or [])
         assert_loaded(target, plan, names)
-        stop = _stoppable()
+        stop = context.stoppable()
         if not guard(target, plan, stop, patience_s=WAIT_S):
             raise typer.Exit(exits.INTERRUPTED)
         began = time.monotonic()
@@ -98,20 +96,6 @@ def _forever(spec: Spec, direction: Direction) -> None:
 
     status = run.one(spec, RoleName("verify", direction), spec.http.listen, None)
     run.finish(spec, RoleName("verify", direction), status)
-
-
-def _stoppable() -> threading.Event:
-    """Set by Ctrl-C and SIGTERM; once more ends the program at once."""
-    stop = threading.Event()
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
-    return stop
 
 
 def _compare(

@@ -175,16 +175,29 @@ def test_there_and_back_as_the_least_privileged_roles(owned: Shop, tmp_path: Pat
 
 
 def _turn(owned: Shop, operator: Program) -> None:
-    """There, with foreign writes put right; back; and there again."""
+    """There, a foreign write, and back; there, and back by force; and there to stay."""
     owned.on_old("insert into shop.customers values (3, 'Cy', 'c@x', 'High')")
     operator.until(lambda: owned.on_new("select count(*) from app.customer") == [(3,)])
     operator("cutover", "--dry-run")
     operator("cutover", "--yes")
     owned.on_new("update app.customer set name = 'Ada K.' where id = 1; update app.account set bio = 'b' where id = 1")
     operator.until(lambda: owned.on_old("select cust_nm from shop.customers where id = 1") == [("Ada K.",)])
+    owned.on_old(
+        "begin; alter table shop.customers disable trigger slackwater_fence;"
+        " update shop.customers set cust_nm = 'Mallory' where id = 1;"
+        " alter table shop.customers enable always trigger slackwater_fence; commit"
+    )
+    operator.until(lambda: operator.status()["foreign_writes"]["rows"] == 1)
+    operator("foreign-writes", "discard", "--reason", "a test", "--yes")
+    operator.until(lambda: owned.on_old("select cust_nm from shop.customers where id = 1") == [("Ada K.",)])
+    operator("wait", "--for", "writes=new", "--timeout", "5")
+    operator.until(lambda: operator.status()["safe_to_rollback"], within_s=60)
     operator("rollback", "--yes")
     owned.on_old("update shop.customers set cust_nm = 'Ada L.' where id = 1")
     operator.until(lambda: owned.on_new("select name from app.customer where id = 1") == [("Ada L.",)])
+    operator("verify")
+    operator("cutover", "--yes")
+    operator("failover", "--to", "old", "--accept-loss", "--source-isolated", "--yes")
     operator("verify")
     operator("cutover", "--yes")
     operator("verify", "--direction", "reverse")
