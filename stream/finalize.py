@@ -8,7 +8,7 @@ be repeated, so one that was killed is completed by the next.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -36,12 +36,21 @@ class _Standing:
     resumed: bool
 
 
+WAIVABLE = ("verification", "foreign_writes")
+"""What may be gone over, by name: a way back that is broken for good can neither be verified nor put right."""
+
+
 def finalize(
-    spec: Spec, *, say: Callable[[str], None], confirm: Callable[[str], None], drop_topics: bool = False
+    spec: Spec,
+    *,
+    say: Callable[[str], None],
+    confirm: Callable[[str], None],
+    drop_topics: bool = False,
+    waive: Collection[str] = (),
 ) -> Outcome:
     """End the migration: slots, publications, fences, mirrors, control rows on both sides; topics if asked to.
 
-    `confirm` is asked once, before anything is changed, and raises to say no.
+    `confirm` is asked once, before anything is changed, and raises to say no. `waive`: of WAIVABLE, told and gone over.
     Errors: Refused with every reason; Contended while others hold a table or a slot.
     """
     steps: list[str] = []
@@ -61,7 +70,7 @@ def finalize(
         prepared = None if row is None else Prepared.from_json(row.prepared)
         standing = _may(spec, old, new, mark=False)
         if not standing.resumed and prepared is not None:
-            _gates(spec, prepared, standing, old, new, say)
+            _gates(spec, prepared, standing, old, new, waive, done)
         closed = standing.open_.other
         confirm(
             f"End migration {spec.migration} with writes on {standing.open_}: drop its slots, publications, fences and"
@@ -109,12 +118,25 @@ def _may(spec: Spec, old: Connection, new: Connection, *, mark: bool) -> _Standi
 
 
 def _gates(
-    spec: Spec, prepared: Prepared, standing: _Standing, old: Connection, new: Connection, say: Callable[[str], None]
+    spec: Spec,
+    prepared: Prepared,
+    standing: _Standing,
+    old: Connection,
+    new: Connection,
+    waive: Collection[str],
+    say: Callable[[str], None],
 ) -> None:
     """Refused, with every reason: verification that is not clean, foreign writes, somebody still on the closed side."""
     conns = {Side.OLD: old, Side.NEW: new}
     closed = standing.open_.other
     reasons: list[str] = []
+
+    def object_(gate: str, reason: str) -> None:
+        if gate in waive:
+            say(f"gone over: {reason}")
+        else:
+            reasons.append(reason)
+
     # The direction that kept the closed side exact is the one whose verdict says that nothing is missing anywhere.
     direction = next(d for d in Direction if d.target is closed)
     found = latest(
@@ -125,12 +147,16 @@ def _gates(
         targets=prepared.flow(direction).mappings,
     )
     if found.state is not Verdict.CLEAN:
-        reasons.append(
-            f"the {direction} verification is {found.state}, not clean: slackwater verify --direction {direction}"
+        object_(
+            "verification",
+            f"the {direction} verification is {found.state}, not clean: slackwater verify --direction {direction}",
         )
     for side, conn in conns.items():
         if rows := open_rows(conn, spec.migration, side):
-            reasons.append(f"{rows} foreign writes on {side} wait for a decision: slackwater foreign-writes list")
+            object_(
+                "foreign_writes",
+                f"{rows} foreign writes on {side} wait for a decision: slackwater foreign-writes list",
+            )
     reasons += [f"a role runs: {role}" for conn in (old, new) for role in control.alive(conn, spec.migration)]
     if not reasons:
         tables = prepared.old if closed is Side.OLD else prepared.new
@@ -140,7 +166,8 @@ def _gates(
         raise Refused(
             f"migration {spec.migration} cannot be finalized as things stand",
             reasons=tuple(dict.fromkeys(reasons)),
-            hint="see to each of these, then run `slackwater finalize` again",
+            hint="see to each of these, then run `slackwater finalize` again; where the way back is broken for good,"
+            " --waive verification,foreign_writes --reason TEXT goes over these two",
         )
 
 

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -133,6 +133,16 @@ def show(value: object, text: str | Callable[[], str]) -> None:
 def note(line: str) -> None:
     """Progress, on stderr."""
     typer.echo(line, err=True)
+
+
+def waived(gates: str, reason: str | None, known: Collection[str]) -> tuple[str, ...]:
+    """The gates of `--waive`, each of which is one of `known`. ConfigError without a reason."""
+    named = tuple(g.strip() for g in gates.split(",") if g.strip())
+    if unknown := sorted(set(named) - set(known)):
+        raise ConfigError(f"--waive {unknown[0]}: there is no such gate here", hint=f"one of {', '.join(known)}")
+    if named and not (reason and reason.strip()):
+        raise ConfigError("a waiver needs a reason", hint='--reason "why these gates need not pass"')
+    return named
 
 
 def stoppable() -> threading.Event:

@@ -7,9 +7,8 @@ from typing import Annotated
 import typer
 
 from schemas.direction import Side
-from schemas.errors import ConfigError
 from schemas.gates import NAMES
-from stream.cli import turning
+from stream.cli import context, turning
 
 
 def rollback(
@@ -24,16 +23,11 @@ def rollback(
     The same function as `cutover`, with the roles swapped and the same exits. Afterwards the migration streams forward
     again, and can be cut over again.
     """
-    gates = tuple(g.strip() for g in waive.split(",") if g.strip())
-    if unknown := sorted(set(gates) - set(NAMES)):
-        raise ConfigError(f"--waive {unknown[0]}: there is no such gate", hint=f"one of {', '.join(NAMES)}")
-    if gates and not (reason and reason.strip()):
-        raise ConfigError("a waiver needs a reason", hint='--reason "why these gates need not pass"')
     turning.turn_to(
         Side.OLD,
         dry_run=dry_run,
         max_pause=max_pause,
         terminate_blockers=terminate_blockers,
-        waive=gates,
+        waive=context.waived(waive, reason, NAMES),
         reason=reason,
     )

@@ -44,7 +44,7 @@ def run(
 
     Ctrl-C and SIGTERM stop at the next safe point; a second one at once. SIGHUP re-reads rates, limits and windows.
     A role whose turn has not come waits, is ready, and says so. With a fixed port under http.listen, `run` without a
-    role gives capture, apply and backfill that port and the following ones.
+    role gives capture, apply and backfill that port and the two after it, and the reverse ones the same four later.
     """
     spec = context.spec()
     if role is None:
