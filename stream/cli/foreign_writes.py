@@ -48,13 +48,19 @@ def list_(every: Annotated[bool, typer.Option("--all", help="Also those that wer
     context.show({"migration": spec.migration, "rows": rows}, "\n".join(lines or ["no foreign writes"]))
 
 
-@app.command(epilog='Example: slackwater -c shop.yaml foreign-writes accept --reason "orders of the fair"')
+@app.command(
+    short_help="Take the rows over to the open side",
+    epilog='Example: slackwater -c shop.yaml foreign-writes accept --reason "orders of the fair"',
+)
 def accept(reason: Reason, done_by_hand: ByHand = False) -> None:
     """Take the rows over to the open side as they are now; from there they come back like any write."""
     _decide("accept", reason, by_hand=done_by_hand)
 
 
-@app.command(epilog='Example: slackwater -c shop.yaml foreign-writes discard --reason "a forgotten batch job"')
+@app.command(
+    short_help="Put the closed side's rows back",
+    epilog='Example: slackwater -c shop.yaml foreign-writes discard --reason "a forgotten batch job"',
+)
 def discard(reason: Reason, done_by_hand: ByHand = False) -> None:
     """Put the closed side's rows back to what the open side makes of them."""
     _decide("discard", reason, by_hand=done_by_hand)

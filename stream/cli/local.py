@@ -54,7 +54,10 @@ def up(
     typer.echo(f'Next: eval "$(slackwater local env{option})"')
 
 
-@app.command(epilog="Example: slackwater local down --dir /tmp/trial --purge")
+@app.command(
+    short_help="Stop what `up` started; data stays",
+    epilog="Example: slackwater local down --dir /tmp/trial --purge",
+)
 def down(
     dir: DirOption = None,  # noqa: A002
     purge: Annotated[bool, typer.Option("--purge", help="Delete their data as well.")] = False,

@@ -20,7 +20,7 @@ class Pausable(StrEnum):
     APPLY = "apply"
 
 
-What = Annotated[Pausable, typer.Argument(help="What to hold: backfill, verify or apply.")]
+What = Annotated[Pausable, typer.Argument(help="Which work: of both directions.")]
 
 
 def pause(

@@ -25,7 +25,11 @@ Which = Annotated[Direction, typer.Option(help="Of which direction.")]
 Ids = Annotated[list[int] | None, typer.Argument(help="The rows' numbers, as `list` shows them.")]
 
 
-@app.command("list", epilog="Example: slackwater -c shop.yaml quarantine list")
+@app.command(
+    "list",
+    short_help="List them: key, error, and what waits behind",
+    epilog="Example: slackwater -c shop.yaml quarantine list",
+)
 def list_(direction: Which = Direction.FORWARD) -> None:
     """List them: key, error, and how many later changes of the same row wait behind it."""
     spec = context.spec()
@@ -50,7 +54,10 @@ def _error(row: rows_apart.Row) -> str:
     return f"{row.error} [waived by {row.waived_by}: {row.waived_reason}]" if row.state == "waived" else row.error
 
 
-@app.command(epilog="Example: slackwater -c shop.yaml quarantine retry 17")
+@app.command(
+    short_help="Read the rows again, and apply them anew",
+    epilog="Example: slackwater -c shop.yaml quarantine retry 17",
+)
 def retry(
     ids: Ids = None,
     all_: Annotated[bool, typer.Option("--all", help="Every row that is not waived.")] = False,
@@ -71,7 +78,10 @@ def retry(
     context.show({"retrying": retried}, f"{len(retried)} to be read again; `status` counts what is left")
 
 
-@app.command(epilog='Example: slackwater -c shop.yaml quarantine waive 17 --reason "test row, ticket 4711"')
+@app.command(
+    short_help="Give rows up, by name and for a reason",
+    epilog='Example: slackwater -c shop.yaml quarantine waive 17 --reason "test row, ticket 4711"',
+)
 def waive(
     ids: Ids = None,
     reason: Annotated[str | None, typer.Option(help="Why they may be missing; needed.", metavar="TEXT")] = None,
