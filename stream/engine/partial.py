@@ -7,7 +7,7 @@ the source; it is never another row's, and never NULL by default.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from connectors.postgres.target import key_text
@@ -20,14 +20,18 @@ if TYPE_CHECKING:
     from stream.engine.engine import Engine
 
 
+Split = tuple[tuple[str, ...], tuple[str, ...]]
+"""(columns to write, columns to leave alone)."""
+
+
 class Partial:
     """The engine's steps for the parts of a batch that lack columns."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def split(self, load: Load, missing: frozenset[str]) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-        """(columns to write, columns to leave alone), or None where an expression, a filter or a key needs both."""
+    def split(self, load: Load, missing: frozenset[str]) -> Split | None:
+        """What of a row can be written; None where an expression, a filter or a key needs both."""
         source = load.mapping.sources[0]
         lacking = frozenset((source, c) for c in missing)
         if load.mapping.row_deps & lacking:
@@ -116,20 +120,13 @@ class Partial:
         """
         e = self._engine
         stage = e.stages[load.mapping.sources[0]]
-        for part in staged.parts:
-            rows = [n for n in part.rows if n not in skip]
-            if not part.missing or part.moved or not rows:
-                continue
-            split = self.split(load, self._lacked(load, part))
-            if split is None or (part.entering and split[1]):
-                e.reread(load, staged, rows, "a value that was not sent is needed")
-                continue
+        for part, rows, (_, kept) in self._lacking(load, staged, skip):
             binding = {load.mapping.sources[0]: stage.reading(part=part.number, skip=skip)}
             e.run(load.transform(binding))
             if load.leaves_gaps:
                 e.run(load.collect_owners(load.mapping.sources[0], binding))
-            if split[1]:
-                e.run(load.fill_staying(split[1]))
+            if kept:
+                e.run(load.fill_staying(kept))
                 if absent := self._absent(load, part, rows):
                     e.reread(load, staged, absent, "a row that is not here yet lacks values")
                     e.run(load.drop_absent())
@@ -140,15 +137,7 @@ class Partial:
         e = self._engine
         source = load.mapping.sources[0]
         stage = e.stages[source]
-        for part in staged.parts:
-            rows = [n for n in part.rows if n not in skip]
-            if not part.missing or part.moved or not rows:
-                continue
-            split = self.split(load, self._lacked(load, part))
-            if split is None or (part.entering and split[1]):
-                e.reread(load, staged, rows, "a value that was not sent is needed")
-                continue
-            written, kept = split
+        for part, rows, (written, kept) in self._lacking(load, staged, skip):
             e.run(load.clear_rows())
             binding = {source: stage.reading(part=part.number, skip=skip)}
             e.run(load.transform(binding), prepare=not skip)
@@ -164,6 +153,21 @@ class Partial:
                 e.written += e.run(update)
             if not kept:
                 e.written += e.run(load.insert())
+
+    def _lacking(self, load: Load, staged: Staged, skip: Sequence[int]) -> Iterator[tuple[Part, list[int], Split]]:
+        """Parts that lack values under an unchanged key: their rows, and what of them can be written as it is.
+
+        Rows of which nothing can be are read again instead.
+        """
+        for part in staged.parts:
+            rows = [n for n in part.rows if n not in skip]
+            if not part.missing or part.moved or not rows:
+                continue
+            split = self.split(load, self._lacked(load, part))
+            if split is None or (part.entering and split[1]):
+                self._engine.reread(load, staged, rows, "a value that was not sent is needed")
+            else:
+                yield part, rows, split
 
     def _lacked(self, load: Load, part: Part) -> frozenset[str]:
         """The part's missing columns that this load reads."""

@@ -17,13 +17,11 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from connectors import local
 from connectors.kafka.topics import Topics, TopicSpec
-from connectors.local.processes import free_port
 from schemas.errors import PrivilegeMissing
 from tests.fixtures.preparing import Shop
 from tests.fixtures.running import started_with
-from tests.fixtures.servers import state_folder
+from tests.fixtures.sasl import USER, sasl_kafka
 
 README = Path(__file__).parents[2] / "README.md"
 RESOURCES = {
@@ -35,7 +33,7 @@ RESOURCES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Guarded:
-    """A broker that lets `mover` do what it is told to let it do, and us everything."""
+    """A broker that lets USER do what it is told to let it do, and us everything."""
 
     bootstrap: str
     ours: str
@@ -44,31 +42,18 @@ class Guarded:
 
 @pytest.fixture
 def guarded() -> Iterator[Guarded]:
-    plain, controller, port = free_port(), free_port(), free_port()
-    login = "org.apache.kafka.common.security.plain.PlainLoginModule required"
     settings = {
-        "listeners": f"PLAINTEXT://127.0.0.1:{plain},CONTROLLER://127.0.0.1:{controller},SECURE://127.0.0.1:{port}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{plain},SECURE://127.0.0.1:{port}",
-        "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_PLAINTEXT",
-        "listener.name.secure.sasl.enabled.mechanisms": "PLAIN",
-        "listener.name.secure.plain.sasl.jaas.config": f'{login} user_mover="pw";',
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
         "super.users": "User:ANONYMOUS",
     }
-    with state_folder() as state:
-        broker = local.Kafka(state / "kafka", port=plain, settings=settings)
-        try:
-            broker.start()
-            options = {
-                "security.protocol": "SASL_PLAINTEXT",
-                "sasl.mechanism": "PLAIN",
-                "sasl.username": "mover",
-                "sasl.password": "pw",
-            }
-            yield Guarded(bootstrap=f"127.0.0.1:{port}", ours=f"127.0.0.1:{plain}", options=options)
-        finally:
-            broker.destroy()
+    options = {
+        "security.protocol": "SASL_PLAINTEXT",
+        "sasl.mechanism": "PLAIN",
+        "sasl.username": USER,
+        "sasl.password": "pw",
+    }
+    with sasl_kafka("pw", "SASL_PLAINTEXT", settings) as (ours, address):
+        yield Guarded(bootstrap=address, ours=ours, options=options)
 
 
 def documented() -> dict[str, list[str]]:
@@ -84,7 +69,7 @@ def allow(broker: Guarded, prefix: str) -> None:
             RESOURCES[kind],
             prefix,
             ResourcePatternType.PREFIXED,
-            "User:mover",
+            f"User:{USER}",
             "*",
             AclOperation[re.sub(r"(?<=[a-z])(?=[A-Z])", "_", operation).upper()],
             AclPermissionType.ALLOW,

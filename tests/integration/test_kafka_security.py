@@ -15,15 +15,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from connectors import local
 from connectors.kafka.epochs import last_epoch
 from connectors.kafka.reader import EpochReader
 from connectors.kafka.registry import TopicRegistry
 from connectors.kafka.topics import Kind, Topics, TopicSpec
 from connectors.kafka.writer import EpochWriter
-from connectors.local.processes import free_port
 from schemas.errors import PrivilegeMissing
-from tests.fixtures.servers import state_folder
+from tests.fixtures.sasl import USER, sasl_kafka
 from tests.fixtures.stream import epoch_record, following
 
 PASSWORD = "canary-6f1d"
@@ -68,32 +66,19 @@ def certificate(folder: Path, name: str) -> Path:
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
     folder = tmp_path_factory.mktemp("tls")
-    plain, controller, port = free_port(), free_port(), free_port()
-    login = "org.apache.kafka.common.security.plain.PlainLoginModule required"
     settings = {
-        "listeners": f"PLAINTEXT://127.0.0.1:{plain},CONTROLLER://127.0.0.1:{controller},SECURE://127.0.0.1:{port}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{plain},SECURE://127.0.0.1:{port}",
-        "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_SSL",
-        "listener.name.secure.sasl.enabled.mechanisms": "PLAIN",
-        "listener.name.secure.plain.sasl.jaas.config": f'{login} user_mover="{PASSWORD}";',
         "listener.name.secure.ssl.keystore.type": "PEM",
         "listener.name.secure.ssl.keystore.location": str(certificate(folder, "broker")),
     }
-    with state_folder() as state:
-        broker = local.Kafka(state / "kafka", port=plain, settings=settings)
-        try:
-            broker.start()
-            options = {
-                "security.protocol": "SASL_SSL",
-                "sasl.mechanism": "PLAIN",
-                "sasl.username": "mover",
-                "sasl.password": PASSWORD,
-                "ssl.ca.location": str(folder / "broker.ca.pem"),
-            }
-            yield Secure(bootstrap=f"127.0.0.1:{port}", options=options)
-        finally:
-            broker.destroy()
+    options = {
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "PLAIN",
+        "sasl.username": USER,
+        "sasl.password": PASSWORD,
+        "ssl.ca.location": str(folder / "broker.ca.pem"),
+    }
+    with sasl_kafka(PASSWORD, "SASL_SSL", settings) as (_, address):
+        yield Secure(bootstrap=address, options=options)
 
 
 def test_every_client_goes_through(secure: Secure, topic_prefix: str) -> None:
