@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from schemas.errors import Halt
 from schemas.gates import NAMES
 from stream.metrics import Metrics
@@ -83,3 +85,11 @@ def test_alerts_and_dashboards_read_what_exists() -> None:
             )
         )
         assert used <= known, f"{path}: {used - known}"
+
+
+@pytest.mark.parametrize("package", ["stream", "connectors/postgres", "connectors/kafka", "schemas"])
+def test_the_readme_of_a_package_knows_its_modules(package: str) -> None:
+    """Whoever follows the data through it finds every stage."""
+    text = (ROOT / package.split("/", maxsplit=1)[0] / "README.md").read_text()
+    names = {p.stem for p in (ROOT / package).iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert sorted(name for name in names - {"__init__"} if f"`{name}`" not in text and f"`{name}/`" not in text) == []
