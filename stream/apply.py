@@ -212,7 +212,7 @@ class Apply:
 
 
 class Feed:
-    """Fetches, decodes and folds ahead, in a thread of its own. Its errors are raised where work is taken.
+    """Fetches, decodes, folds and lays out ahead, in a thread of its own. Its errors are raised where work is taken.
 
     Waiting epochs are folded together up to about TRANSACTION_ROWS changes: they will share a transaction.
     """
@@ -283,6 +283,7 @@ class Feed:
                         break
                     self._add(work, held)
                     held = None
+                self._folding.lay(work)
                 self._put(work)
         except Exception as error:  # noqa: BLE001 - handed to the role's own thread, which raises it
             self._put(error)

@@ -23,7 +23,7 @@ from schemas.epoch import Epoch
 from schemas.errors import Halt, RowRejected, Unavailable
 from schemas.position import Lsn
 from stream.engine import Engine
-from stream.engine.staging import Staged
+from stream.engine.staging import Laid, Staged
 from stream.fold import Folded
 
 log = logging.getLogger("slackwater.apply")
@@ -47,6 +47,7 @@ class Work:
     keyless: dict[str, list[Change]]
     offsets: Offsets
     canaries: list[Change] = field(default_factory=list)
+    laid: dict[str, Laid] = field(default_factory=dict)  # of `tables`, as far as they are laid out
 
     @property
     def echo(self) -> bool:
@@ -66,6 +67,7 @@ class Folding:
     """How changes are folded for an engine: by the keys its tables have, those without one left as they are."""
 
     def __init__(self, engine: Engine) -> None:
+        self._stages = engine.stages
         self.keys = {name: stage.key for name, stage in engine.stages.items()}
         self._feeding = {name: stage.feeding for name, stage in engine.stages.items()}
         self._keyless = {x.mapping.sources[0] for x in engine.loads.values() if not x.mapping.key}
@@ -76,6 +78,7 @@ class Folding:
 
     def add(self, work: Work, epoch: Epoch, changes: list[Change], offsets: Offsets) -> None:
         """Continue `work` with the next epoch."""
+        work.laid.clear()
         work.epochs.append(epoch)
         work.canaries += [change for change in changes if change.table == CANARY]
         if work.canaries:
@@ -92,6 +95,10 @@ class Folding:
             if folded is None:
                 folded = work.tables[table] = Folded(key=self.keys[table], feeding=self._feeding[table])
             folded.add(change)
+
+    def lay(self, work: Work) -> None:
+        """Lay out what is folded, so that the thread that writes need not."""
+        work.laid = {name: self._stages[name].lay(folded) for name, folded in work.tables.items()}
 
 
 class Batch:
@@ -187,7 +194,7 @@ class Batch:
         while True:
             e.savepoint("part")
             try:
-                staged = e.stage(work.tables, straight=not self._quarantined)
+                staged = e.stage(work.tables, laid=work.laid, straight=not self._quarantined)
                 known = {} if work.echo else self._known(staged)
                 e.settle(staged, swap=swap, skip=known, applied_lsn=applied_lsn)
                 for source, changes in work.keyless.items():
@@ -261,7 +268,7 @@ class Batch:
             e.owners.isolate.add(load)
             return
         source = e.loads[load].mapping.sources[0]
-        staged = e.stage(work.tables)
+        staged = e.stage(work.tables, laid=work.laid)
         every = range(len(staged[source].keys))
         already = set(self._known(staged).get(load, ()))
         e.savepoint("probe")

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
@@ -80,7 +81,7 @@ def _train(cache: Path, class_path: list[Path], jvm: Sequence[str]) -> None:
 
 def _exercise(bootstrap: str) -> None:
     """Write and read back some transactions. Raises KafkaException when the broker does not answer in time."""
-    quiet = {"bootstrap.servers": bootstrap, "logger": log, "log_level": 2}
+    quiet: dict[str, Any] = {"bootstrap.servers": bootstrap, "logger": log, "log_level": 2}
     topic = "training"
     admin = AdminClient(quiet)
     for made in admin.create_topics([NewTopic(topic, PARTITIONS, 1)]).values():
@@ -92,9 +93,7 @@ def _exercise(bootstrap: str) -> None:
         for n in range(RECORDS):
             producer.produce(topic, VALUE, str(n).encode(), n % PARTITIONS)
         producer.commit_transaction(30)
-    consumer = Consumer(
-        {**quiet, "group.id": topic, "isolation.level": "read_committed", "enable.auto.commit": False}
-    )
+    consumer = Consumer({**quiet, "group.id": topic, "isolation.level": "read_committed", "enable.auto.commit": False})
     try:
         consumer.assign([TopicPartition(topic, n, 0) for n in range(PARTITIONS)])
         left = TRANSACTIONS * RECORDS

@@ -26,11 +26,12 @@ from stream.engine.direct import plain, small
 from stream.engine.keyless import Keyless
 from stream.engine.owners import Owners
 from stream.engine.partial import Partial
-from stream.engine.staging import Stage, Staged
+from stream.engine.staging import Laid, Stage, Staged
 from stream.engine.statements import DONE, Load
 from stream.fold import Folded
 
 Lock = Literal["exclusive", "shared"]
+NOTHING_LAID: Mapping[str, Laid] = {}
 
 _PASS = secrets.token_hex(32)  # one per process; a successor's replaces it in slackwater.pass
 
@@ -197,8 +198,13 @@ class Engine:
         staged = self.stage(tables, straight=not (swap or skip))
         self.settle(staged, swap=swap, skip=skip or {}, applied_lsn=applied_lsn)
 
-    def stage(self, tables: Mapping[str, Folded], *, straight: bool = True) -> dict[str, Staged]:
-        """Fill the temporary tables, or, if `straight`, leave them out where that can be; empty folds stage nothing."""
+    def stage(
+        self, tables: Mapping[str, Folded], *, laid: Mapping[str, Laid] = NOTHING_LAID, straight: bool = True
+    ) -> dict[str, Staged]:
+        """Fill the temporary tables, or, if `straight`, leave them out where that can be; empty folds stage nothing.
+
+        `laid` are those of the folds that somebody has laid out already.
+        """
         staged = {}
         for name, folded in tables.items():
             if not (folded.truncated or folded.rows or folded.gone):
@@ -209,7 +215,7 @@ class Engine:
                 bare = straight and not self.careful and name in self._direct and small(folded) and plain(folded)
                 if not bare:
                     self.stage_of(name)
-                staged[name] = stage.fill(self.conn, folded, direct=bare)
+                staged[name] = stage.fill(self.conn, laid.get(name) or stage.lay(folded), direct=bare)
         return staged
 
     @contextmanager

@@ -9,7 +9,7 @@ their catalog rows would bloat pg_class.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from connectors.failpoint import failpoint
 from connectors.postgres.session import Connection
@@ -54,6 +54,15 @@ class Staged:
     has_left: bool = False
     carried: bool = False  # a reread: unmapped columns of its rows were set aside
     direct: Direct | None = None  # set: nothing is in the temporary tables
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Laid:
+    """A fold as rows of the temporary tables, and what `Staged` says of them. Made apart from any session."""
+
+    new: list[list[object]]
+    old: list[list[object]]
+    staged: Staged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +121,17 @@ class Stage:
             tests.append(f"{N} <> all('{{{','.join(map(str, skip))}}}'::integer[])")
         return " where " + " and ".join(tests) if tests else ""
 
-    def fill(self, conn: Connection, folded: Folded, *, direct: bool = False) -> Staged:
+    def fill(self, conn: Connection, laid: Laid, *, direct: bool = False) -> Staged:
         """COPY a fold into the temporary tables; or keep it as arrays where it is to go `direct`."""
+        if direct:
+            width = len(self.names)
+            return replace(laid.staged, direct=Direct(new=by_column(laid.new, width), old=by_column(laid.old, width)))
+        self.copy(conn, self.new, laid.new)
+        self.copy(conn, self.old, laid.old)
+        return laid.staged
+
+    def lay(self, folded: Folded) -> Laid:
+        """Number a fold's rows, and say which part each belongs to."""
         staged = Staged(truncated=folded.truncated)
         new: list[list[object]] = []
         old: list[list[object]] = []
@@ -158,12 +176,6 @@ class Stage:
             staged.keys.append(row.origin)
             staged.origins.append(row.origin)
             n += 1
-        if direct:
-            width = len(self.names)
-            staged.direct = Direct(new=by_column(new, width), old=by_column(old, width))
-        else:
-            self.copy(conn, self.new, new)
-            self.copy(conn, self.old, old)
         staged.has_new, staged.has_old = bool(new), bool(old)
         staged.has_gone = any(image[-1] != STAYED for image in old)
         staged.has_left = any(image[-1] == LEFT for image in old)
@@ -172,7 +184,7 @@ class Stage:
             for i, (missing, moved, entering, rows) in enumerate(about)
             if rows
         ]
-        return staged
+        return Laid(new=new, old=old, staged=staged)
 
     def _changed(self, before: Image, after: Image, lacking: frozenset[str]) -> bool:
         return any(before.get(c) != after.get(c) for c in self.watched if c not in lacking)
