@@ -134,13 +134,14 @@ def p99_ms(rig: Rig, window: int) -> float:
     """Of pgbench's transactions in one window, from when each was due."""
     folder = Path(rig.folder) / f"window-{window}"
     folder.mkdir()
-    subprocess.run(
+    done = subprocess.run(
         [
             str(local.binary("pgbench")), "-n", "-c", "4", "-R", "500", "-T", str(WINDOW_S), "-l", "--max-tries=5",
             "-f", str(Path(__file__).with_name("load.sql")), rig.servers.old_dsn,
         ],
-        check=True, capture_output=True, cwd=folder,
+        capture_output=True, text=True, cwd=folder,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     lines = [line.split() for log in folder.glob("pgbench_log.*") for line in log.read_text().splitlines()]
     took = sorted(int(line[2]) / 1000 for line in lines if line[2].isdigit())  # or why it failed, five times
     assert len(took) > WINDOW_S * 400, "the load did not come about"
