@@ -35,7 +35,7 @@ class Size:
     windows: int
 
 
-FULL = Size(base_rows=1_000_000, transactions=20_000, latency_s=12, spread=4_000, large_rows=1_000_000, turns=20,
+FULL = Size(base_rows=1_000_000, transactions=40_000, latency_s=12, spread=4_000, large_rows=1_000_000, turns=20,
             many_rows=5_000_000, windows=6)  # fmt: skip
 QUICK = Size(base_rows=200_000, transactions=6_000, latency_s=5, spread=1_500, large_rows=150_000, turns=6,
              many_rows=400_000, windows=2)  # fmt: skip
