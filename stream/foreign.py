@@ -132,10 +132,15 @@ def _keys(rows: Sequence[Recorded], verb: str) -> Keys:
     """Table -> keys. Refused for rows without a key."""
     nameless = sorted({row.source for row in rows if not row.key})
     if nameless:
+        side = Side(rows[0].side)
+        writer = next(d for d in Direction if d.target is side)
+        instead = {
+            "accept": f"make the same change on {side.other}, as the application would: it comes back from there",
+            "discard": f"`slackwater verify --direction {writer} --repair` puts back what has a key",
+        }[verb]
         raise Refused(
             f"{', '.join(nameless)} was truncated, or has no key: which rows it was about cannot be told",
-            hint=f"`slackwater verify --direction {_writer(rows[0].side)}` finds what differs; put it right by hand"
-            f" (runbook foreign-writes.md says how), then `slackwater foreign-writes {verb} --done-by-hand`",
+            hint=f"{instead}; then `slackwater foreign-writes {verb} --done-by-hand`, which takes your word for it",
         )
     found: Keys = defaultdict(list)
     for row in rows:
@@ -143,11 +148,6 @@ def _keys(rows: Sequence[Recorded], verb: str) -> Keys:
         if key not in found[row.source]:
             found[row.source].append(key)
     return found
-
-
-def _writer(side: str) -> Direction:
-    """The direction that writes a side."""
-    return next(d for d in Direction if d.target.value == side)
 
 
 def _target_key(plan: Plan, table: str, key: dict[str, str | None]) -> dict[str, str | None]:

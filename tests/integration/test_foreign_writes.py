@@ -180,3 +180,23 @@ def test_somebody_still_uses_the_closed_side(program: Program, plain: Shop) -> N
     assert finalizing.wait(60) == 3
     assert "old.shop.customers was read within 6 s" in program.log
     assert plain.on_new("select phase from slackwater.migration") == [("switched",)]
+
+
+@pytest.mark.soak
+def test_a_truncate_is_put_right_by_verification(program: Program, plain: Shop) -> None:
+    """Nobody can tell its rows by a key: `discard` says what to do instead, and that works."""
+    turn_to(plain, Side.NEW)
+    plain.on_new("insert into app.customers select i, 'n' from generate_series(100, 1600) i")
+    drain(plain, Direction.REVERSE)
+    plain.on_old(past("shop.customers", "truncate shop.customers"))
+    program.until(lambda: halted(program, "forward"))
+    for verb, instead in (("discard", "verify --direction reverse --repair"), ("accept", "the same change on new")):
+        assert instead in program("foreign-writes", verb, "--reason", "a test", "--yes", code=3)
+    program("verify", "--direction", "reverse", "--repair", "--yes", code=None)
+    program("foreign-writes", "discard", "--done-by-hand", "--reason", "verified", "--yes")
+    program.until(lambda: not halted(program, "forward"))
+    program.until(lambda: same(plain))
+    drain(plain, Direction.FORWARD)
+    assert same(plain)
+    program("verify", "--direction", "reverse")
+    assert listed(program) == []
