@@ -15,7 +15,8 @@ from sqlglot import exp
 
 from schemas import functions
 from schemas.mapping import Ref
-from schemas.select_from import FromReader, Scope
+from schemas.scope import Scope
+from schemas.select_from import FromReader
 from schemas.shape import Item, Join, Place, Shape
 from schemas.sql_text import Fault, name_of
 from schemas.table import Table

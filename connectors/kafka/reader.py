@@ -12,26 +12,25 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from connectors.kafka.client import MISSING_TOPIC, OUT_OF_RANGE, Options, log, settings, translate, translated
-from connectors.kafka.epochs import open_transaction, read_epoch
+from connectors.kafka.epochs import read_epoch
 from connectors.kafka.rows import REMEDY, ROW_OVERHEAD_BYTES, Part, Rows, hole
+from connectors.kafka.silence import STALL_S, Silence
 from connectors.kafka.topics import Topics
 from schemas.epoch import Epoch, Extent
-from schemas.errors import Halt, SlackwaterError, StreamGap, Unavailable
+from schemas.errors import Halt, StreamGap, Unavailable
 
 Offsets = Mapping[str, Mapping[int, int]]
 
 AHEAD_BYTES = 32 << 20  # here, and as much again in librdkafka's queue
 FETCH_BYTES = 8 << 20  # one answer of a broker, compressed; a row larger than that comes all the same
 _CHUNK = 4096  # messages taken from librdkafka at once
-_STALL_S = 2.0  # without news: look at the log itself
-_PATIENCE_S = 10.0  # a log shorter than its epochs say is a gap only when it stays so: leaders move
 _GROUP_S = 5.0
 _ASK_S = 4.0  # `next` looks at the log itself, so that is how long it may overstay
 
@@ -51,7 +50,6 @@ class EpochReader:
     `offsets` are the next offsets to read, per topic and partition, the epochs topic's among them; a partition that is
     not in them starts at 0. `after_epoch` is the checkpoint's epoch. `topic_ids`, where known, are the topics' ids when
     they were prepared. `patience_s` is how long a broker may be gone before `next` raises Unavailable.
-    `problem` says why nothing comes, or None.
     """
 
     def __init__(
@@ -66,24 +64,21 @@ class EpochReader:
         topic_ids: Mapping[str, str] | None = None,
         patience_s: float = 600.0,
     ) -> None:
-        self.problem: str | None = None
         self.commit_failures = 0
-        self._bootstrap = bootstrap
         self._epochs_topic = epochs_topic
         self._last = after_epoch
         self._known_start = 0 in offsets.get(epochs_topic, {})
-        self._patience_s = patience_s
         self._topics = Topics(bootstrap, options, timeout_s=_ASK_S)
         self._rows: dict[Part, Rows] = {}
         self._epochs: deque[tuple[int, Epoch]] = deque()
         self._whole = 0  # complete epochs among them
         self._epoch_next = offsets.get(epochs_topic, {}).get(0, 0)
         self._paused: set[Part] = set()
-        self._down_since: float | None = None
-        self._short_since: dict[Part, float] = {}
-        self._moved_at = self._looked_at = self._group_at = time.monotonic()
+        self._group_at = time.monotonic()
         self._group_offsets: dict[str, dict[int, int]] = {}
-        self._ids = self._identify([epochs_topic, *topics], topic_ids or {})
+        self._silence = Silence(
+            self._topics, bootstrap, [epochs_topic, *topics], topic_ids or {}, patience_s=patience_s
+        )
         with translated(f"making a Kafka consumer of {epochs_topic}"):
             self._consumer = Consumer(
                 settings(
@@ -100,7 +95,7 @@ class EpochReader:
                     receive_message_max_bytes=2_147_483_647,
                     topic_metadata_refresh_interval_ms=10_000,
                     on_commit=self._on_commit,
-                    error_cb=self._on_error,
+                    error_cb=self._silence.failed,
                 )
             )
             partitions = self._topics.partitions(topics)
@@ -112,6 +107,11 @@ class EpochReader:
                 self._rows[topic, partition] = Rows(start)
                 starts.append(TopicPartition(topic, partition, start))
             self._consumer.assign(starts)
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing comes, where that is known."""
+        return self._silence.problem
 
     def next(self, timeout_s: float) -> Batch | None:
         """The next epoch, or None when there is none within `timeout_s` (then `problem` may say why).
@@ -132,7 +132,7 @@ class EpochReader:
             left = max(deadline - time.monotonic(), 0.0)
             self._balance()
             if not self._pump(left):
-                self._look()
+                self._silence.look(self._wanted)
             last = left == 0.0
 
     def close(self) -> None:
@@ -156,7 +156,7 @@ class EpochReader:
         self._whole -= epoch.complete
         self._epoch_next = offset + 1
         self._last = epoch.epoch
-        self._short_since.clear()
+        self._silence.whole()
         offsets = {self._epochs_topic: {0: self._epoch_next}}
         for (topic, partition), state in self._rows.items():
             offsets.setdefault(topic, {})[partition] = state.next
@@ -193,7 +193,7 @@ class EpochReader:
         with translated(f"reading {self._epochs_topic}"):
             messages: list[Any] = self._consumer.consume(_CHUNK, 0)
             if not messages and timeout_s > 0:
-                first = self._consumer.poll(min(timeout_s, _STALL_S))
+                first = self._consumer.poll(min(timeout_s, STALL_S))
                 if first is not None:
                     messages = [first, *self._consumer.consume(_CHUNK, 0)]
         if not messages:
@@ -223,8 +223,7 @@ class EpochReader:
             state.seen = offset + 1
             state.size += len(value) + ROW_OVERHEAD_BYTES
         if moved:
-            self._moved_at = time.monotonic()
-            self._down_since = self.problem = None
+            self._silence.broken()
         return True
 
     def _on_epoch(self, message: Message) -> None:
@@ -257,11 +256,11 @@ class EpochReader:
             self._on_out_of_range(part)
             return
         if code in MISSING_TOPIC:
-            self._looked_at = 0.0  # it may be a broker's stale metadata: `_look` asks
+            self._silence.suspect()
             return
         translated_error = translate(error, f"reading {part[0]}, partition {part[1]}")
         if isinstance(translated_error, Unavailable):
-            self._on_error(error)
+            self._silence.failed(error)
             return
         raise translated_error
 
@@ -317,74 +316,13 @@ class EpochReader:
     def _behind(self, part: Part, extent: Extent) -> bool:
         return part not in self._rows or self._rows[part].seen < extent.end_offset
 
-    # Finding out why nothing comes
-
-    def _look(self) -> None:
-        """Called when nothing came: is it that nothing is there, or that something is wrong?"""
-        now = time.monotonic()
-        if now - self._looked_at < _STALL_S or now - self._moved_at < _STALL_S:
-            return
-        self._looked_at = now
-        try:
-            if self._topics.topic_ids(self._ids) != self._ids:
-                self._identify(self._ids, self._ids)
-            self._look_at_logs(now)
-        except Unavailable as error:
-            self._wait(error)
-
-    def _look_at_logs(self, now: float) -> None:
-        wanted: dict[Part, int] = {
-            (self._epochs_topic, 0): self._epochs[-1][0] + 1 if self._epochs else self._epoch_next
-        }
+    def _wanted(self) -> dict[Part, int]:
+        """How far the logs must reach for the epochs that are known."""
+        wanted: dict[Part, int] = {(self._epochs_topic, 0): self._fetched()}
         if self._epochs:
             for topic, parts in self._epochs[0][1].extents.items():
                 wanted.update({(topic, p): x.end_offset for p, x in parts.items() if self._behind((topic, p), x)})
-        hidden: Unavailable | None = None
-        for part, (_, stable, end) in self._topics.stable_ends(wanted).items():
-            if end < wanted[part]:
-                since = self._short_since.setdefault(part, now)
-                if now - since >= _PATIENCE_S:
-                    raise StreamGap(
-                        f"{part[0]}, partition {part[1]} ends at offset {end:,}, but records up to {wanted[part]:,}"
-                        " were in it: the log was cut, or the topic made anew",
-                        hint=REMEDY,
-                    )
-            else:
-                self._short_since.pop(part, None)
-            if stable < end:
-                hidden = open_transaction(part[0], part[1], stable, end)
-        self._down_since = None
-        self.problem = None if hidden is None else hidden.cause
-
-    def _wait(self, error: SlackwaterError) -> None:
-        """Kafka does not answer: that is waited out, and said."""
-        now = time.monotonic()
-        self._down_since = self._down_since or now
-        self.problem = error.cause
-        if now - self._down_since > self._patience_s:
-            raise error
-
-    def _identify(self, names: Iterable[str], expected: Mapping[str, str]) -> dict[str, str]:
-        """The topics' ids, all of them present and, where known before, the same."""
-        names = list(names)
-        deadline = time.monotonic() + _PATIENCE_S
-        while True:
-            found = self._topics.topic_ids(names)
-            missing = [n for n in names if n not in found]
-            if not missing:
-                break
-            if time.monotonic() > deadline:
-                raise StreamGap(f"topic {missing[0]} does not exist any more", hint=REMEDY)
-            time.sleep(0.5)
-        for name, topic_id in found.items():
-            if expected.get(name, topic_id) != topic_id:
-                raise StreamGap(f"topic {name} was deleted and made anew: what it held is gone", hint=REMEDY)
-        return found
-
-    def _on_error(self, error: KafkaError) -> None:
-        if self._down_since is None:
-            self._down_since = time.monotonic()
-        self.problem = f"Kafka at {self._bootstrap}: {error.str()}"
+        return wanted
 
     # For lag tools
 

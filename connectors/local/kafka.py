@@ -185,7 +185,7 @@ class Kafka:
         draft = self.folder / "data.new"
         shutil.rmtree(draft, ignore_errors=True)
         shutil.copytree(formatted_template(), draft)
-        ids = f"cluster.id={_random_id()}\ndirectory.id={_random_id()}\nnode.id=1\nversion=1\n"
+        ids = f"cluster.id={random_id()}\ndirectory.id={random_id()}\nnode.id=1\nversion=1\n"
         write_whole(draft / "meta.properties", ids)
         draft.rename(self.data)
 
@@ -228,7 +228,7 @@ def formatted_template() -> Path:
         properties = draft.with_suffix(".properties")
         write_properties(properties, draft, 1, 2)
         class_path = ":".join(map(str, jars.class_path()))
-        arguments = ["kafka.tools.StorageTool", "format", "-t", _random_id(), "-c", str(properties)]
+        arguments = ["kafka.tools.StorageTool", "format", "-t", random_id(), "-c", str(properties)]
         done = subprocess.run(
             [str(java()), "-cp", class_path, *arguments], capture_output=True, text=True, check=False, env=environment()
         )
@@ -261,7 +261,7 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-def _random_id() -> str:
+def random_id() -> str:
     """Kafka's form of a UUID: its bytes in URL-safe base64, never beginning with a dash."""
     text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-    return text if not text.startswith("-") else _random_id()
+    return text if not text.startswith("-") else random_id()

@@ -24,6 +24,7 @@ from stream.engine import loads as build
 from stream.engine.chunk import Chunk
 from stream.engine.direct import plain, small
 from stream.engine.keyless import Keyless
+from stream.engine.made import Made
 from stream.engine.owners import Owners
 from stream.engine.partial import Partial
 from stream.engine.staging import Laid, Stage, Staged
@@ -55,9 +56,7 @@ class Engine:
         self.states: dict[str, LoadState] = {}
         self._side = str(plan.direction.target)
         self._holders: set[str] = set()
-        self._made: set[str] = set()
-        self._marks: dict[str, frozenset[str]] = {}  # savepoint -> what was made when it was set
-        self._making: set[str] = set()  # made since the transaction began: a rollback takes them along
+        self._made = Made(conn)
         with translated("opening a session on the target"):
             conn.prepare_threshold = 1_000_000  # only what is asked to be prepared is
             conn.prepared_max = 2_000
@@ -145,13 +144,12 @@ class Engine:
     def commit(self) -> None:
         with translated("committing on the target"):
             self.conn.execute("commit")
-        self._making.clear()
+        self._made.committed()
 
     def rollback(self) -> None:
         with translated("rolling back on the target"):
             self.conn.execute("rollback")
-        self._made -= self._making
-        self._making.clear()
+        self._made.rolled_back()
 
     def abandon(self) -> None:
         """Roll back on the way out of an error; a session that is broken rolls back by itself."""
@@ -160,14 +158,13 @@ class Engine:
 
     def savepoint(self, name: str) -> None:
         self.conn.execute(f"savepoint {name}", prepare=True)
-        self._marks[name] = frozenset(self._made)
+        self._made.mark(name)
 
     def back_to(self, name: str) -> None:
         """Undo everything since the savepoint, which stays."""
         with translated("rolling back to a savepoint"):
             self.conn.execute(f"rollback to savepoint {name}", prepare=True)
-        self._made = set(self._marks[name])
-        self._making &= self._made
+        self._made.back_to(name)
 
     def clear(self, tables: Collection[str]) -> None:
         """Empty the temporary tables between the parts of one transaction."""
@@ -416,20 +413,12 @@ class Engine:
                 f"a change of {source} arrived, which no mapping reads",
                 hint="`slackwater prepare` after an edit of the file",
             )
-        self._make(f"stage {source}", stage.create())
+        self._made.make(f"stage {source}", stage.create())
         return stage
 
     def prepare(self, load: Load) -> None:
-        self._make(load.name, load.create())
+        self._made.make(load.name, load.create())
 
     def keep(self, load: Load) -> None:
         """Make the load's table for rows set aside, which few batches need."""
-        self._make(f"kept {load.name}", load.create_kept())
-
-    def _make(self, what: str, statements: Sequence[str]) -> None:
-        if what not in self._made:
-            with translated(f"making the temporary tables of {what}"):
-                for statement in statements:
-                    self.conn.execute(statement)
-            self._made.add(what)
-            self._making.add(what)
+        self._made.make(f"kept {load.name}", load.create_kept())

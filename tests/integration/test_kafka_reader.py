@@ -12,6 +12,7 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from connectors.kafka import reader as reader_module
+from connectors.kafka import silence
 from connectors.kafka.reader import EpochReader
 from schemas.errors import Halt, StreamGap
 from tests.fixtures.stream import Stream, epoch_record, following
@@ -185,7 +186,7 @@ def test_a_topic_recreated_under_a_running_reader_is_a_gap(stream: Stream, which
 
 
 def test_a_deleted_topic_is_a_gap(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader_module, "_PATIENCE_S", 1.0)
+    monkeypatch.setattr(silence, "PATIENCE_S", 1.0)
     stream.publish(stream.writer(), 1, {(0, 0): [b"1"]})
     reader = stream.reader()
     following(reader, 1)

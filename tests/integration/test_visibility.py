@@ -125,6 +125,50 @@ def test_the_snapshot_that_is_used_is_judged_itself(databases: Databases) -> Non
                 assert copied(reader) == 501
 
 
+@pytest.mark.parametrize("slots", [10, pytest.param(1000, marks=pytest.mark.soak)])
+def test_a_commit_while_a_slot_is_made_is_in_the_chunk_or_in_the_stream(databases: Databases, slots: int) -> None:
+    """Hazard B2: between a commit's place in the WAL and its being visible, a slot is made, and a snapshot taken."""
+    with table(databases.old) as (source, t), reading(databases.old) as reader:
+        source.execute("create publication racing for table public.t")
+        committed: list[int] = []
+        with (
+            background(lambda stop: commits(databases.old, 1000, committed, stop)),
+            background(lambda stop: commits(databases.old, 5_000_000, committed, stop)),
+        ):
+            for n in range(slots):
+                source.execute("select pg_create_logical_replication_slot('racing', 'pgoutput')")
+                barrier = record_barrier(source)
+                while reader.wait_reason(barrier, PAST) is not None:
+                    time.sleep(0.001)
+                with reader.snapshot(t, barrier, PAST):
+                    shown = {i for (i,) in reader.rows.execute("select id from public.t").fetchall()}
+                there = list(committed)
+                rows = source.execute(
+                    "select data from pg_logical_slot_peek_binary_changes('racing', null, null,"
+                    " 'proto_version', '1', 'publication_names', 'racing')"
+                ).fetchall()
+                sent = {first_column(data) for (data,) in rows if data[:1] == b"I"}
+                assert not set(there) - shown - sent, f"slot {n}: in neither"
+                source.execute("select pg_drop_replication_slot('racing')")
+                source.execute("delete from public.t where id = any(%s)", (there,))
+                del committed[: len(there)]
+
+
+def commits(dsn: str, first: int, committed: list[int], stop: threading.Event) -> None:
+    """Transaction after transaction of one row; `committed` grows once each has been answered."""
+    with connect(dsn) as conn:
+        while not stop.is_set():
+            conn.execute("insert into public.t values (%s, 'x')", (first,))
+            committed.append(first)
+            first += 1
+
+
+def first_column(insert: bytes) -> int:
+    """`I`, the relation's number, `N`, the count of columns, `t`, and the first one's length and text."""
+    length = int.from_bytes(insert[9:13], "big")
+    return int(insert[13 : 13 + length])
+
+
 def test_a_prepared_transaction_is_named(databases: Databases) -> None:
     with table(databases.old) as (source, _):
         source.execute("begin; insert into public.t values (1000, 'x'); prepare transaction 'two'")
