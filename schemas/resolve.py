@@ -59,9 +59,10 @@ def resolve(spec: Spec, direction: Direction, sources: Tables, targets: Tables) 
 def _forward(spec: Spec, old: Tables, new: Tables) -> tuple[list[Draft], set[Ref]]:
     """Entries and copies, read; and the old columns that are left behind on purpose."""
     dropped = dropped_columns(spec, spec.tables)
-    made = drafts(spec.tables, old, new, dropped)
+    everywhere = dropped_columns(spec, ())  # what one entry does without, another one of the same table may have
+    made = drafts(spec.tables, old, new, everywhere)
     _unqualified_drops(made, dropped)
-    made += copies(_copied(spec, made, old), old, new, dropped, spec.place("copy"))
+    made += copies(_copied(spec, made, old), old, new, everywhere, spec.place("copy"))
     return made, dropped
 
 

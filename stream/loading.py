@@ -214,7 +214,7 @@ class Loader:
             claim.not_before = self._newest
             return [claim]
         rows = work.space.count(self._s.reader.rows, chunk)
-        if rows <= 1:
+        if rows <= 1 and chunk.kind is not Kind.WHOLE:
             claim.lone = True
             return [claim]
         halves = self._split(claim, rows // 2)

@@ -51,6 +51,26 @@ def test_copy_leaves_alone_what_entries_read() -> None:
     assert not r.problems
 
 
+def test_what_one_entry_does_without_another_one_takes() -> None:
+    """A column that an entry drops is lost only where no other entry has it: never in silence where one would."""
+    text = """
+copy: [users]
+tables:
+  - {to: customer, from: customers, drop: [street, city, zip, tags, fax, email]}
+  - {to: address, from: customers, drop: [cust_nm, tags, fax, email, zip]}
+  - {to: account, from: users, drop: [email]}
+"""
+    targets = [table("customer", "id integer!, cust_nm"), table("address", "id integer!, street, city"), USERS]
+    r = resolved(text, [CUSTOMERS, USERS], [*targets, table("account", "id integer!, email")])
+    assert not r.problems
+    assert {m.target: m.text for m in r.mappings} == {
+        "customer": "select id, cust_nm from customers",
+        "address": "select id, street, city from customers",
+        "users": "select id, email from users",
+        "account": "select id from users",
+    }
+
+
 def test_the_shorthand_is_a_select() -> None:
     text = """
 tables:
