@@ -7,13 +7,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
-from connectors import local
 from connectors.failpoint import VARIABLE
 from connectors.postgres.stalled import StalledHolders
 from schemas.direction import Direction
@@ -112,36 +111,6 @@ def test_a_process_stopped_while_the_server_waits_for_it_loses_its_session(
         program.until(lambda: program.status()["phase"] == "streaming")
         shop.on_old("delete from shop.customers where id > 1000")
         program.until(lambda: len(names(shop)) == 993)
-
-
-def limit_files(server: local.Postgres, size: int) -> None:
-    """No process of the server may write a file larger than this, as under a quota; those that it starts, neither."""
-    [(data,)] = server.query("show data_directory")
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.cwd() == data:
-                process.rlimit(psutil.RLIMIT_FSIZE, (size, psutil.RLIM_INFINITY))
-
-
-@pytest.mark.skipif(not hasattr(psutil, "RLIMIT_FSIZE"), reason="only Linux sets another process's limits")
-def test_a_target_whose_files_may_not_grow_goes_on_by_itself(shop: Shop, tmp_path: Path) -> None:
-    """A full disk without a disk that is full: the server cannot extend its tables, and says so in the same words."""
-    rows = 12_000  # 20 MB: the limit must leave room for a segment of the WAL
-    with private_postgres() as server:
-        there = shop.with_(new=server.dsn())
-        there.on_new(NEW)
-        with migrated(there, tmp_path) as program:
-            limit_files(server, 17 << 20)
-            program.start("run", "apply")
-            there.on_old(
-                f"insert into shop.customers select i, repeat(md5(i::text), 55) from generate_series(10, {rows + 9}) i"
-            )
-            program.until(lambda: "free space on that server" in str(program.forward()), within_s=40)
-            assert "could not extend file" in str(program.forward())
-            assert len(names(there)) == 2  # all of the epoch or nothing
-            assert program.forward()["apply"]["state"] != "halted"
-            limit_files(server, psutil.RLIM_INFINITY)
-            program.until(lambda: len(names(there)) == rows + 2)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a file system of a given size takes root to mount")
