@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from connectors.failpoint import failpoint
 from connectors.postgres import turn as turns
+from connectors.postgres.control import Turn
 from connectors.postgres.hold import Relation
 from connectors.postgres.session import translated
 from schemas.direction import Side
-from schemas.errors import Aborted, Ambiguous, SlackwaterError
+from schemas.errors import Aborted, Ambiguous, Contended, SlackwaterError, Unavailable
 from stream.turn import history
 from stream.turn.hold import patience
 from stream.turn.standing import How
 from stream.turn.turning import GRACE_S, Turning, ping
 
 IN_DOUBT_S = 15.0  # how long a commit whose answer was lost is waited for
+RETRY_S = 0.2
 
 
 def intend(t: Turning) -> None:
@@ -63,21 +66,31 @@ def close(t: Turning, held: Sequence[Relation]) -> None:
 def _look_again(t: Turning, lost: SlackwaterError) -> None:
     """The commit's answer was lost: the row itself tells, once whoever still holds it has come to an end.
 
-    Returns when the source is closed. Errors: Aborted when it is not; Ambiguous when nobody answers.
+    Returns when the source is closed. Errors: Aborted when it is not; Ambiguous when nobody answers in time.
     """
-    try:
-        with (
-            t.connect(t.source, lock_timeout=f"{IN_DOUBT_S}s", statement_timeout=f"{IN_DOUBT_S}s") as conn,
-            t.answered(IN_DOUBT_S + GRACE_S, conn),
-            translated("looking whether the source was closed"),
-            conn.transaction(),
-        ):
-            row = turns.rows_locked(conn, t.migration, t.source)
-    except SlackwaterError as error:
-        raise Ambiguous(
-            f"whether {t.source} was closed for turn {t.turn} is not known: {lost.cause}; {error.cause}",
-            hint=f"when {t.source} answers again, run `{t.again}`: it finds out, and finishes or begins anew",
-        ) from error
+    give_up = time.monotonic() + IN_DOUBT_S
+    while True:
+        try:
+            row = _row(t)
+            break
+        except (Unavailable, Contended) as error:
+            if time.monotonic() > give_up:
+                raise Ambiguous(
+                    f"whether {t.source} was closed for turn {t.turn} is not known: {lost.cause}; {error.cause}",
+                    hint=f"when {t.source} answers again, run `{t.again}`: it finds out, and finishes or begins anew",
+                ) from error
+            time.sleep(RETRY_S)
     if row is not None and row.fence_turn == t.turn + 1:
         return
     raise Aborted(f"{t.source} was not closed: {lost.cause}", hint=t.again) from lost
+
+
+def _row(t: Turning) -> Turn | None:
+    """The source's row, over a session of its own, once nobody holds it. Errors: Unavailable, Contended."""
+    with (
+        t.connect(t.source, lock_timeout=f"{IN_DOUBT_S}s", statement_timeout=f"{IN_DOUBT_S}s") as conn,
+        t.answered(IN_DOUBT_S + GRACE_S, conn),
+        translated("looking whether the source was closed"),
+        conn.transaction(),
+    ):
+        return turns.rows_locked(conn, t.migration, t.source)
