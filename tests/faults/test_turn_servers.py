@@ -48,6 +48,7 @@ def crashed(apart: Apart, probe: Probe, point: str, broken: str, down_s: float) 
     before = side(tide)
     to = OTHER[before]
     place = POINTS.index(point)
+    tide.turn_until_done(verb(to), "--dry-run")  # every role has got over the last time
     probe.forget()
     turning = tide.start(verb(to), failpoints=f"turn.{point}=stop")
     tide.program.until(lambda: turning.poll() is not None or state_of(turning.pid) == "T")
