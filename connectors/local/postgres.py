@@ -150,11 +150,13 @@ class Postgres:
     def freeze(self) -> None:
         """SIGSTOP every process of the cluster: a server that accepts nothing and answers nothing, connections open."""
         for process in self._processes():
-            process.suspend()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
 
     def thaw(self) -> None:
         for process in self._processes():
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):  # one that ends meanwhile
+                process.resume()
 
     def create_database(self, name: str) -> None:
         """Create a database where there is none of that name."""

@@ -122,7 +122,7 @@ FROZEN = (
     ("after_token", "old", 4, "old"),
     ("before_close_commit", "old", 5, ""),
     ("after_close", "new", 5, ""),
-    ("before_open_commit", "old", 5, ""),
+    ("before_open_commit", "old", 0, "new"),
     ("after_open", "old", 0, "new"),
 )
 
