@@ -27,7 +27,7 @@ VACUUMS = {
     "autovacuum_vacuum_scale_factor": "0",
     "autovacuum_vacuum_insert_threshold": "1",
     "autovacuum_vacuum_insert_scale_factor": "0",
-    "autovacuum_vacuum_cost_delay": "50ms",
+    "autovacuum_vacuum_cost_delay": "20ms",
     "autovacuum_vacuum_cost_limit": "50",
     "autovacuum_max_workers": "5",
 }
@@ -69,7 +69,7 @@ def wide(bootstrap: str, tmp_path: Path) -> Iterator[Tide]:
 def test_many_tables_and_connections(wide: Tide) -> None:
     for table in TABLES:  # nothing that is updated is missing
         wide.on("old", f"insert into shop.{table} select -i, 0, 0 from generate_series(0, {CONNECTIONS}) i")
-    ledger = wide.ledger(write=write, writers=CONNECTIONS, pause_s=0.25)
+    ledger = wide.ledger(write=write, writers=CONNECTIONS, pause_s=1.0)
     with writing(ledger):
         time.sleep(5)
         for number, verb in enumerate(("cutover", "rollback", "cutover"), 1):
