@@ -24,8 +24,8 @@ PROVEN_AT = POINTS.index("after_token")
 def killed(tide: Tide, probe: Probe, point: str, direction: str, role: str) -> str:
     before = side(tide)
     to = OTHER[before]
-    pid = tide.role(direction, role)
     tide.turn_until_done(verb(to), "--dry-run")  # every role is well again
+    pid = tide.role(direction, role)
     probe.forget()
     turning = tide.start(verb(to), failpoints=f"turn.{point}=stop")
     tide.program.until(lambda: turning.poll() is not None or state_of(turning.pid) == "T")
