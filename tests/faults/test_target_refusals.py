@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from connectors.postgres.session import connect
-from schemas.errors import Contended, Halt, RowRejected
+from connectors.postgres.session import connect, translated
+from schemas.errors import Contended, Halt, RowRejected, Unavailable
 from tests.fixtures.databases import Databases
 from tests.fixtures.filling import Filling, background, wait_for
 
@@ -222,3 +222,13 @@ def test_a_row_that_a_table_without_a_key_refuses_halts_the_backfill(databases: 
         filling.agrees()
     finally:
         filling.close()
+
+
+def test_a_quota_is_a_full_disk_in_other_words(databases: Databases) -> None:
+    """PostgreSQL has no SQLSTATE for it, only the hint that it gives in both cases."""
+    with connect(databases.new) as conn, pytest.raises(Unavailable) as caught, translated("writing rows"):
+        conn.execute(
+            "do $$ begin raise exception using errcode = 'XX000', hint = 'Check free disk space.',"
+            " message = 'could not extend file \"base/1/2\": Disk quota exceeded'; end $$"
+        )
+    assert "free space on that server" in caught.value.hint
