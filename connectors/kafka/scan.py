@@ -21,7 +21,6 @@ from schemas.errors import Unavailable
 _FIRST = 256  # offsets looked back at first; four times as many at each further step
 _MOST = 1 << 16
 _EPOCHS = 2000  # records of the epochs topic that are read for one epoch
-_CHUNK = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +106,7 @@ class Scan:
                     enable_auto_commit=False,
                     enable_partition_eof=True,
                     auto_offset_reset="error",
+                    fetch_wait_max_ms=10,  # behind the last record wanted stands a commit marker: its end is waited for
                 )
             )
         with closing(consumer):
@@ -119,28 +119,29 @@ class Scan:
             consumer.assign([TopicPartition(topic, partition, start)])
         while True:
             with translated(f"reading {topic}"):
-                messages = consumer.consume(_CHUNK, 0.5)
-            if not messages and time.monotonic() > deadline:
-                raise Unavailable(
-                    f"Kafka does not hand out the records of {topic}",
-                    hint="check that Kafka is up and reachable, then ask again",
-                )
-            for message in messages:
-                error = message.error()
-                if error is not None:
-                    if error.code() == KafkaError._PARTITION_EOF:
-                        return
-                    raise translate(error, f"reading {topic}, partition {partition}")
-                offset = message.offset()
-                if offset is None or offset >= until:
+                message = consumer.poll(0.5)  # one at a time: a batch is waited for until it is full, or the time over
+            if message is None:
+                if time.monotonic() > deadline:
+                    raise Unavailable(
+                        f"Kafka does not hand out the records of {topic}",
+                        hint="check that Kafka is up and reachable, then ask again",
+                    )
+                continue
+            error = message.error()
+            if error is not None:
+                if error.code() == KafkaError._PARTITION_EOF:
                     return
-                yield Record(
-                    topic=topic,
-                    partition=partition,
-                    offset=offset,
-                    at_ms=message.timestamp()[1],
-                    key=message.key(),
-                    value=message.value() or b"",
-                )
-                if offset + 1 >= until:
-                    return
+                raise translate(error, f"reading {topic}, partition {partition}")
+            offset = message.offset()
+            if offset is None or offset >= until:
+                return
+            yield Record(
+                topic=topic,
+                partition=partition,
+                offset=offset,
+                at_ms=message.timestamp()[1],
+                key=message.key(),
+                value=message.value() or b"",
+            )
+            if offset + 1 >= until:
+                return
