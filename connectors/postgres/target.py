@@ -248,6 +248,10 @@ class Target:
         return int(row[0])
 
     def quarantine_size(self) -> int:
+        """Counted one after another until the transaction ends: chunks that are loaded side by side share one limit."""
+        self.conn.execute(
+            "select pg_advisory_xact_lock(hashtextextended('slackwater.quarantine.' || %s || '.' || %s, 0))", self._id
+        )
         row = self.conn.execute(
             "select count(*) from slackwater.quarantine where migration = %s and direction = %s", self._id
         ).fetchone()
