@@ -19,7 +19,7 @@ from schemas.direction import Direction
 log = logging.getLogger("slackwater.run")
 
 POLL_S = 0.2
-LOOK_S = 5.0  # how often it is asked which roles are needed
+LOOK_S = 1.0  # how often it is asked which roles are needed: whoever arms waits for the new ones
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 20.0
 SETTLED_S = 60.0

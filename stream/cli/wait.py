@@ -12,7 +12,7 @@ from stream.cli import context, exits
 from stream.phases import Phase, reachable
 from stream.status import Watch
 
-POLL_S = 1.0
+POLL_S = 0.5
 SIDES = ("old", "new", "none")
 # On the way to the first cutover: a migration that is past one of them has reached it.
 WAY = (Phase.PLANNED, Phase.PREPARED, Phase.BACKFILLING, Phase.STREAMING, Phase.ARMED)
