@@ -10,27 +10,9 @@ from psycopg.conninfo import make_conninfo
 
 from connectors.kafka.topics import Topics
 from schemas.errors import Contended, Refused, Unavailable
+from tests.fixtures.catalogs import CATALOGS, catalogs
 from tests.fixtures.preparing import NotConfirmed, Shop
 from tests.integration.test_prepare import run
-
-CATALOGS = {
-    "pg_class": "select relnamespace::regnamespace::text, relname, relkind::text, relreplident::text from pg_class"
-    " where relnamespace::regnamespace::text !~ '^pg_(toast|temp)'",
-    "pg_trigger": "select tgrelid::regclass::text, tgname, tgenabled::text from pg_trigger where not tgisinternal",
-    "pg_proc": "select oid::regprocedure::text from pg_proc",
-    "pg_namespace": "select nspname from pg_namespace where nspname !~ '^pg_(toast_)?temp'",
-    "pg_publication": "select pubname from pg_publication",
-    "pg_replication_slots": "select slot_name from pg_replication_slots where database = current_database()",
-    "pg_type": "select typnamespace::regnamespace::text, typname from pg_type"
-    " where typnamespace::regnamespace::text !~ '^pg_(toast|temp)'",
-    "pg_default_acl": "select defaclrole::text from pg_default_acl",
-    "pg_auth": "select rolname from pg_roles",
-}
-
-
-def catalogs(dsn: str) -> dict[str, set[tuple[object, ...]]]:
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        return {name: set(conn.execute(query.encode()).fetchall()) for name, query in CATALOGS.items()}
 
 
 def traces(shop: Shop) -> list[str]:

@@ -21,9 +21,9 @@ from connectors.postgres import session
 from stream import preflight
 from stream.preflight import Finding, Severity
 from stream.topics import FlowTopics
+from tests.fixtures.catalogs import catalogs
 from tests.fixtures.preparing import NEW, OLD, Shop
 from tests.fixtures.servers import private_postgres, standby_of
-from tests.integration.test_cancel import catalogs
 from tests.integration.test_prepare import run
 
 

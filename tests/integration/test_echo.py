@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
 from schemas.direction import Direction, Side
+from tests.fixtures import plain
+from tests.fixtures.plain import Pair, program_on, rows_applied
 from tests.fixtures.preparing import Shop
-from tests.fixtures.running import Program, started_with
+from tests.fixtures.running import end
 from tests.fixtures.turning import drain, turn_to
 
 OLD = """
@@ -56,34 +57,26 @@ REVERSE = {
 }
 
 
-APART = pytest.mark.parametrize("joined", ["two databases"], indirect=True)  # where one database is no other matter
+APART = pytest.mark.parametrize("shared", ["two databases"], indirect=True)  # where one database is no other matter
 
 
-@pytest.fixture(params=["two databases", "one database"])
-def joined(
-    request: pytest.FixtureRequest,
-    make_database: Callable[[str], str],
-    bootstrap: str,
-    topic_prefix: str,
-    migration_name: str,
-) -> Shop:
-    old = make_database("old")
-    new = old if request.param == "one database" else make_database("new")
-    shop = Shop(old=old, new=new, bootstrap=bootstrap, prefix=topic_prefix, migration=migration_name, tables=FILE)
-    shop.on_old(OLD)
-    shop.on_new(NEW)
-    return shop.with_(options="epoch: {max_rows: 300}\n")
+@pytest.fixture(scope="module", params=["two databases", "one database"])
+def shared(
+    request: pytest.FixtureRequest, postgres_dsn: str, bootstrap: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pair]:
+    one = request.param == "one database"
+    with plain.fresh_shop(postgres_dsn, bootstrap, OLD, NEW, one_database=one) as made:
+        shop = made.with_(tables=FILE, options="epoch: {max_rows: 300}\n")
+        with program_on(shop, tmp_path_factory.mktemp("joined")) as program:
+            program.armed()
+            yield Pair(shop=shop, program=program)
 
 
 @pytest.fixture
-def program(joined: Shop, tmp_path: Path) -> Iterator[Program]:
-    env = {"OLD_DSN": joined.old, "NEW_DSN": joined.new, "KAFKA": joined.bootstrap}
-    with started_with(tmp_path, joined.text, env) as program:
-        program("prepare", "--yes")
-        program.start("run")
-        program("wait", "--for", "phase=streaming", "--timeout", "60")
-        program("arm", "--timeout", "60")
-        yield program
+def pair(shared: Pair) -> Pair:
+    """Armed, old open, whatever rows the test before it left."""
+    plain.come_home(shared)
+    return shared
 
 
 def settled(shop: Shop, direction: Direction) -> None:
@@ -116,17 +109,9 @@ def mirrored(shop: Shop, direction: Direction) -> None:
         ), name
 
 
-def echoes(shop: Shop, direction: Direction) -> int:
-    """Rows that a direction has applied so far."""
-    on = shop.on_new if direction is Direction.FORWARD else shop.on_old
-    query = "select coalesce(sum(rows), 0)::int from slackwater.epoch where migration = %s and direction = %s"
-    ((rows,),) = on(query, shop.migration, direction.value)
-    return int(rows)
-
-
-def test_joins_are_exact_after_every_turn(program: Program, joined: Shop) -> None:
+def test_joins_are_exact_after_every_turn(pair: Pair) -> None:
     """Fails where mirrors do not see what the other direction wrote: a join would bring back what new had changed."""
-    shop = joined
+    shop = pair.shop
     shop.on_old("update shop.users set email = 'first' where id = 1; delete from shop.people where id = 3")
     settled(shop, Direction.FORWARD)
     mirrored(shop, Direction.REVERSE)
@@ -157,8 +142,8 @@ def test_joins_are_exact_after_every_turn(program: Program, joined: Shop) -> Non
 
 
 @APART
-def test_an_echo_larger_than_an_epoch(program: Program, joined: Shop) -> None:
-    shop = joined
+def test_an_echo_larger_than_an_epoch(pair: Pair) -> None:
+    shop, program = pair.shop, pair.program
     turn_to(shop, Side.NEW)
     shop.on_new("insert into app.account select n, 'n' || n, 'b' from generate_series(1000, 2500) n")
     shop.on_new("update app.person set name = name || '!'")
@@ -167,9 +152,7 @@ def test_an_echo_larger_than_an_epoch(program: Program, joined: Shop) -> None:
     turn_to(shop, Side.OLD)
     shop.on_old("update shop.users set email = email || '?' where id % 3 = 0")
     settled(shop, Direction.FORWARD)
-    run = program.background[0]
-    run.terminate()
-    run.wait(30)
+    end(program.background.pop())
     program.start("run")
     shop.on_old("update shop.profiles set bio = 'after' where user_id % 2 = 0")
     settled(shop, Direction.FORWARD)
@@ -177,16 +160,16 @@ def test_an_echo_larger_than_an_epoch(program: Program, joined: Shop) -> None:
 
 
 @APART
-def test_the_target_is_not_touched_by_an_echo(program: Program, joined: Shop) -> None:
+def test_the_target_is_not_touched_by_an_echo(pair: Pair) -> None:
     """Old is open: what forward writes on new comes back for reverse's mirrors, and no row of old is written by it."""
-    shop = joined
+    shop = pair.shop
     drain(shop, Direction.FORWARD)
     drain(shop, Direction.REVERSE)
     before = shop.on_old("select ctid::text, xmin::text, id from shop.people order by id")
-    carried = echoes(shop, Direction.REVERSE)
+    carried = rows_applied(shop, Direction.REVERSE)
     shop.on_old("update shop.people set name = 'x' where id = 10")
     drain(shop, Direction.FORWARD)
     mirrored(shop, Direction.REVERSE)
     after = shop.on_old("select ctid::text, xmin::text, id from shop.people order by id")
     assert [r for r in after if r not in before] == [r for r in after if r[2] == 10]
-    assert 0 < echoes(shop, Direction.REVERSE) - carried <= 3
+    assert 0 < rows_applied(shop, Direction.REVERSE) - carried <= 3

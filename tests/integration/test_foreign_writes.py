@@ -5,38 +5,40 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from connectors.kafka.topics import Topics
 from schemas.direction import Direction, Side
+from tests.fixtures import plain
+from tests.fixtures.catalogs import nothing_is_left, topics
+from tests.fixtures.plain import Pair, program_on, same
 from tests.fixtures.preparing import Shop
-from tests.fixtures.running import Program, started_with
+from tests.fixtures.running import Program, end
 from tests.fixtures.turning import drain, turn_to
-from tests.integration.test_arm import make, same
-from tests.integration.test_cancel import CATALOGS, catalogs
 
 PAST_THE_FENCE = "alter table {0} disable trigger slackwater_fence; {1}; alter table {0} enable always trigger {2}"
 
 
-@pytest.fixture
-def plain(make_database: Callable[[str], str], bootstrap: str, topic_prefix: str, migration_name: str) -> Shop:
-    old, new = make_database("old"), make_database("new")
-    shop = make(Shop(old=old, new=new, bootstrap=bootstrap, prefix=topic_prefix, migration=migration_name))
-    return shop.with_(options="finalize: {quiet_s: 2}\n")
+@pytest.fixture(scope="module")
+def shared(postgres_dsn: str, bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    with (
+        plain.fresh_shop(postgres_dsn, bootstrap, plain.OLD, plain.NEW) as shop,
+        program_on(shop, tmp_path_factory.mktemp("foreign")) as program,
+    ):
+        program.armed()
+        yield Pair(shop=shop, program=program)
 
 
 @pytest.fixture
-def program(plain: Shop, tmp_path: Path) -> Iterator[Program]:
-    env = {"OLD_DSN": plain.old, "NEW_DSN": plain.new, "KAFKA": plain.bootstrap}
-    with started_with(tmp_path, plain.text, env) as program:
-        program("prepare", "--yes")
-        program.start("run")
-        program("wait", "--for", "phase=streaming", "--timeout", "60")
-        program("arm", "--timeout", "60")
-        yield program
+def pair(shared: Pair) -> Pair:
+    """An armed pair, old open, the rows that it began with, no foreign write undecided."""
+    plain.come_home(shared)
+    shared.shop.on_old(plain.ANEW)
+    drain(shared.shop, Direction.FORWARD)
+    assert shared.program.status()["foreign_writes"]["rows"] == 0
+    return shared
 
 
 def past(table: str, statement: str) -> str:
@@ -44,7 +46,7 @@ def past(table: str, statement: str) -> str:
 
 
 def listed(program: Program) -> list[tuple[str, str, dict[str, str], str]]:
-    found = json.loads(program("foreign-writes", "list", "--json"))["rows"]
+    found = program.document("foreign-writes", "list")["rows"]
     return [(r["side"], r["table"], r["key"], r["op"]) for r in found]
 
 
@@ -53,8 +55,9 @@ def halted(program: Program, direction: str) -> bool:
     return bool(found is not None and found["state"] == "halted")
 
 
-def test_on_new_before_the_first_cutover(program: Program, plain: Shop) -> None:
-    plain.on_new(past("app.customers", "insert into app.customers values (77, 'secret name')"))
+def test_on_new_before_a_cutover(pair: Pair) -> None:
+    program, shop = pair.program, pair.shop
+    shop.on_new(past("app.customers", "insert into app.customers values (77, 'secret name')"))
     program.until(lambda: halted(program, "reverse"))
     assert listed(program) == [("new", "customers", {"id": "77"}, "c")]
     status = program.status()
@@ -62,141 +65,130 @@ def test_on_new_before_the_first_cutover(program: Program, plain: Shop) -> None:
     assert "written to new while it was closed" in status["directions"]["reverse"]["last_error"]["cause"]
     assert "secret" not in json.dumps(status) + program.log
     program("foreign-writes", "discard", "--reason", "a test", "--yes")
-    program.until(lambda: same(plain))
+    program.until(lambda: same(shop))
     program.until(lambda: not halted(program, "reverse"))
-    drain(plain, Direction.REVERSE)
+    drain(shop, Direction.REVERSE)
     assert listed(program) == []
-    assert plain.on_old("select count(*) from shop.customers where id = 77") == [(0,)]
+    assert shop.on_old("select count(*) from shop.customers where id = 77") == [(0,)]
 
 
 @pytest.mark.parametrize("verb", ["accept", "discard"])
-def test_on_old_after_a_cutover(program: Program, plain: Shop, verb: str) -> None:
-    turn_to(plain, Side.NEW)
-    plain.on_new("insert into app.customers values (3, 'Eve')")
-    drain(plain, Direction.REVERSE)
+def test_on_old_after_a_cutover(pair: Pair, verb: str) -> None:
+    program, shop = pair.program, pair.shop
+    turn_to(shop, Side.NEW)
+    shop.on_new("insert into app.customers values (3, 'Eve')")
+    drain(shop, Direction.REVERSE)
     capture = program.forward()["capture"]["pid"]
     os.kill(capture, signal.SIGSTOP)  # so that it meets both transactions at once
-    plain.on_old(
+    shop.on_old(
         past(
             "shop.customers",
             "update shop.customers set name = 'stray' where id = 1; delete from shop.customers where id = 2;"
             " insert into shop.customers values (50, 'stray'); update shop.customers set id = 30 where id = 3",
         )
     )
-    plain.on_old(past("shop.customers", "insert into shop.customers values (51, 'another')"))
+    shop.on_old(past("shop.customers", "insert into shop.customers values (51, 'another')"))
     os.kill(capture, signal.SIGCONT)
     program.until(lambda: halted(program, "forward"))
     keys = sorted(int(key["id"]) for _, _, key, _ in listed(program))
     assert keys == [1, 2, 3, 30, 50, 51]
-    plain.on_new("update app.customers set note = 'meanwhile' where id = 1")
+    shop.on_new("update app.customers set note = 'meanwhile' where id = 1")
     program("foreign-writes", verb, "--reason", "a test", "--yes")
     program.until(lambda: not halted(program, "forward"))
-    drain(plain, Direction.REVERSE)
-    program.until(lambda: same(plain))
-    drain(plain, Direction.FORWARD)
-    assert same(plain)
-    strays = plain.on_new("select count(*) from app.customers where id in (50, 51, 30)")
+    drain(shop, Direction.REVERSE)
+    program.until(lambda: same(shop))
+    drain(shop, Direction.FORWARD)
+    assert same(shop)
+    strays = shop.on_new("select count(*) from app.customers where id in (50, 51, 30)")
     assert strays == [(3 if verb == "accept" else 0,)]
-    assert plain.on_new("select count(*) from app.customers where id = 2") == [(0 if verb == "accept" else 1,)]
-    steps = [e["step"] for e in json.loads(program("journal", "--json", "--verify"))["entries"]]
+    assert shop.on_new("select count(*) from app.customers where id = 2") == [(0 if verb == "accept" else 1,)]
+    steps = [e["step"] for e in program.document("journal", "--verify")["entries"]]
     assert f"foreign writes {verb}ed" in steps
-    turn_to(plain, Side.OLD)
-    plain.on_old("insert into shop.customers values (90, 'after')")
-    drain(plain, Direction.FORWARD)
-    assert same(plain)
-
-
-def stop(program: Program) -> None:
-    for process in program.background:
-        process.terminate()
-        process.wait(30)
-
-
-def topics(shop: Shop) -> list[str]:
-    prefix = f"{shop.prefix}.{shop.migration}"
-    names = [
-        f"{prefix}.{d}.{s}.{t}" for d, s in (("forward", "shop"), ("reverse", "app")) for t in ("customers", "log")
-    ]
-    names += [f"{prefix}.{d}.epochs" for d in Direction]
-    names += [f"{prefix}.reverse.slackwater.canary", f"{prefix}.schemas"]
-    return sorted(Topics(shop.bootstrap, {}).partitions(names))
-
-
-@pytest.mark.parametrize("how", ["finalize", "cancel", pytest.param("waive", marks=pytest.mark.soak)])
-def test_nothing_is_left(plain: Shop, tmp_path: Path, how: str) -> None:
-    before = catalogs(plain.old), catalogs(plain.new)
-    env = {"OLD_DSN": plain.old, "NEW_DSN": plain.new, "KAFKA": plain.bootstrap}
-    with started_with(tmp_path, plain.text, env) as program:
-        program("prepare", "--yes")
-        program.start("run")
-        program("wait", "--for", "phase=streaming", "--timeout", "60")
-        program("arm", "--timeout", "60")
-        assert len(topics(plain)) == 8
-        if how == "cancel":
-            stop(program)
-            program("cancel", "--yes")
-        else:
-            assert "it can be finalized after a switch" in program("finalize", "--yes", code=3)
-            turn_to(plain, Side.NEW)
-            plain.on_new("update slackwater.migration set phase = 'switched'")
-            said = program("finalize", "--yes", code=3)
-            assert "the reverse verification is pending, not clean" in said
-            assert "a role runs: reverse apply" in said
-            broken = how == "waive"  # the way back, for good: nothing can verify it any more
-            if not broken:
-                program("verify", "--direction", "reverse")
-            stop(program)
-            if broken:
-                plain.on_new(f"select pg_drop_replication_slot('slackwater_{plain.migration}_reverse')")
-                assert "--waive verification" in program("finalize", "--yes", code=3)
-                assert "needs a reason" in program("finalize", "--waive", "verification", code=2)
-            over = ("--waive", "verification", "--reason", "the slot is lost") if broken else ()
-            assert "this needs a yes" in program("finalize", *over, code=2)
-            said = program("finalize", "--yes", "--drop-topics", "--json", *over)
-            assert json.loads(said)["result"] == "finalized"
-            assert (
-                any("gone over: the reverse verification is pending" in s for s in json.loads(said)["steps"]) == broken
-            )
-            assert "was not there" in program("finalize", "--yes")
-    after = catalogs(plain.old), catalogs(plain.new)
-    for side in (0, 1):
-        for name in CATALOGS:
-            assert after[side][name] == before[side][name], name
-    assert topics(plain) == []
-    plain.on_old("insert into shop.customers values (200, 'free again')")
-    plain.on_new("insert into app.customers values (201, 'free again')")
-
-
-def test_somebody_still_uses_the_closed_side(program: Program, plain: Shop) -> None:
-    turn_to(plain, Side.NEW)
-    plain.on_new("update slackwater.migration set phase = 'switched'")
-    program("verify", "--direction", "reverse")
-    stop(program)
-    file = program.file.read_text()
-    program.file.write_text(file.replace("quiet_s: 2", "quiet_s: 6"))
-    finalizing = program.start("finalize", "--yes")
-    program.until(lambda: "looking for 6 s" in program.log)
-    plain.on_old("select * from shop.customers")
-    assert finalizing.wait(60) == 3
-    assert "old.shop.customers was read within 6 s" in program.log
-    assert plain.on_new("select phase from slackwater.migration") == [("switched",)]
+    turn_to(shop, Side.OLD)
+    shop.on_old("insert into shop.customers values (90, 'after')")
+    drain(shop, Direction.FORWARD)
+    assert same(shop)
 
 
 @pytest.mark.soak
-def test_a_truncate_is_put_right_by_verification(program: Program, plain: Shop) -> None:
+def test_a_truncate_is_put_right_by_verification(pair: Pair) -> None:
     """Nobody can tell its rows by a key: `discard` says what to do instead, and that works."""
-    turn_to(plain, Side.NEW)
-    plain.on_new("insert into app.customers select i, 'n' from generate_series(100, 1600) i")
-    drain(plain, Direction.REVERSE)
-    plain.on_old(past("shop.customers", "truncate shop.customers"))
+    program, shop = pair.program, pair.shop
+    turn_to(shop, Side.NEW)
+    shop.on_new("insert into app.customers select i, 'n' from generate_series(100, 1600) i")
+    drain(shop, Direction.REVERSE)
+    shop.on_old(past("shop.customers", "truncate shop.customers"))
     program.until(lambda: halted(program, "forward"))
     for verb, instead in (("discard", "verify --direction reverse --repair"), ("accept", "the same change on new")):
         assert instead in program("foreign-writes", verb, "--reason", "a test", "--yes", code=3)
     program("verify", "--direction", "reverse", "--repair", "--yes", code=None)
     program("foreign-writes", "discard", "--done-by-hand", "--reason", "verified", "--yes")
     program.until(lambda: not halted(program, "forward"))
-    program.until(lambda: same(plain))
-    drain(plain, Direction.FORWARD)
-    assert same(plain)
+    program.until(lambda: same(shop))
+    drain(shop, Direction.FORWARD)
+    assert same(shop)
     program("verify", "--direction", "reverse")
     assert listed(program) == []
+
+
+@pytest.mark.parametrize("broken", [False, pytest.param(True, marks=pytest.mark.soak)])
+def test_the_end_after_a_switch(postgres_dsn: str, bootstrap: str, tmp_path: Path, broken: bool) -> None:
+    """Not before a switch, nor while a role runs or somebody uses the closed side; then nothing is left.
+
+    `broken`: the way back is, for good, so that nothing can verify it any more.
+    """
+    with (
+        plain.fresh_shop(postgres_dsn, bootstrap, plain.OLD, plain.NEW) as made,
+        nothing_is_left(made),
+        program_on(made.with_(options="finalize: {quiet_s: 2}\n"), tmp_path) as program,
+    ):
+        program.armed()
+        assert len(topics(made)) == 8
+        assert "it can be finalized after a switch" in program("finalize", "--yes", code=3)
+        turn_to(made, Side.NEW)
+        made.on_new("update slackwater.migration set phase = 'switched'")
+        said = program("finalize", "--yes", code=3)
+        assert "the reverse verification is pending, not clean" in said
+        assert "a role runs: reverse apply" in said
+        if not broken:
+            program("verify", "--direction", "reverse")
+        end(program.background[0])
+        if broken:
+            made.on_new(f"select pg_drop_replication_slot('slackwater_{made.migration}_reverse')")
+            assert "--waive verification" in program("finalize", "--yes", code=3)
+            assert "needs a reason" in program("finalize", "--waive", "verification", code=2)
+        else:
+            somebody_uses_the_closed_side(program, made)
+        over = ("--waive", "verification", "--reason", "the slot is lost") if broken else ()
+        assert "this needs a yes" in program("finalize", *over, code=2)
+        answer = program.document("finalize", "--yes", "--drop-topics", *over)
+        assert answer["result"] == "finalized"
+        assert any("gone over: the reverse verification is pending" in step for step in answer["steps"]) == broken
+        assert "was not there" in program("finalize", "--yes")
+
+
+def somebody_uses_the_closed_side(program: Program, shop: Shop) -> None:
+    file = program.file.read_text()
+    program.file.write_text(file.replace("quiet_s: 2", "quiet_s: 6"))
+    finalizing = program.start("finalize", "--yes")
+    program.until(lambda: "looking for 6 s" in program.log)
+    shop.on_old("select * from shop.customers")
+    assert finalizing.wait(60) == 3
+    assert "old.shop.customers was read within 6 s" in program.log
+    assert shop.on_new("select phase from slackwater.migration") == [("switched",)]
+    program.file.write_text(file)
+
+
+def test_cancelled_while_armed(postgres_dsn: str, bootstrap: str, tmp_path: Path) -> None:
+    """Nothing is left, and a replica identity that `arm` set is as it was."""
+    identity = "select relreplident::text from pg_class where oid = 'app.log'::regclass"
+    with plain.fresh_shop(postgres_dsn, bootstrap, plain.OLD, plain.NEW) as shop:
+        shop.on_new("alter table app.log replica identity default")
+        with nothing_is_left(shop), program_on(shop, tmp_path) as program:
+            run = program.streaming()
+            program.arm(set_identity=True)
+            assert shop.on_new(identity) == [("f",)]
+            assert len(topics(shop)) == 8
+            end(run)
+            program("cancel", "--yes")
+        assert shop.on_new(identity) == [("d",)]

@@ -64,9 +64,7 @@ def test_each_stage_is_named_within_half_a_minute(tmp_path: Path) -> None:
                 conn.execute("update items set n = n + 1")
 
         with started_with(tmp_path, FILE, env) as program:
-            program("prepare", "--yes")
-            program.start("run")
-            program("wait", "--for", "phase=streaming", "--timeout", "60")
+            program.streaming()
             program.until(lambda: program.forward()["lag_seconds"] == 0)
             for role in ("capture", "apply"):
                 pid = program.forward()[role]["pid"]

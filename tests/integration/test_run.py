@@ -96,9 +96,7 @@ def test_another_file_than_the_prepared_one_is_refused(program: Program) -> None
 
 
 def test_a_halted_and_a_paused_role_go_on_when_told(program: Program, shop: Shop) -> None:
-    program("prepare", "--yes")
-    program.start("run")
-    program("wait", "--for", "phase=streaming", "--timeout", "60")
+    program.streaming()
     shop.on_new("alter table app.address rename to addresses")
     shop.on_old("update shop.customers set street = 'Side' where id = 1")
     program.until(lambda: program.forward()["state"] == "halted")

@@ -42,9 +42,7 @@ def test_rows_are_traced_to_what_wrote_them(program: Program, shop: Shop) -> Non
         found = trace(table, key)
         return [row.get("written_by") for row in found.get("came_from", [found])]
 
-    program("prepare", "--yes")
-    run = program.start("run")
-    program("wait", "--for", "phase=streaming", "--timeout", "60")
+    run = program.streaming()
 
     # Before the stream has said anything: the chunk.
     found = trace("customer", "0001")

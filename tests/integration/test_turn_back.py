@@ -1,37 +1,38 @@
-"""There and back again under load: nothing lost, nothing doubled, in two databases and in one."""
+"""There and back again under load: nothing lost, nothing doubled, for a service as the README shows it as well."""
 
 from __future__ import annotations
 
 import os
+import re
+import threading
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.fixtures.ledger import writing
-from tests.fixtures.tide import Tide
+from tests.fixtures.tide import BALANCE, ENTRY, WRITERS, Tide
 
+README = Path(__file__).parents[2] / "README.md"
 TURNS = int(os.environ.get("SLACKWATER_TURNS", "2"))
 
 
 def there_and_back(tide: Tide, turns: int) -> None:
-    ledger = tide.ledger()
+    before, ledger = tide.turns, tide.ledger()
     with writing(ledger):
         for number in range(1, turns + 1):
             time.sleep(1)
             done = tide.cutover() if number % 2 else tide.rollback()
-            assert (done["result"], done["turn"]) == ("done", number)
+            assert (done["result"], done["turn"]) == ("done", before + number)
         time.sleep(1)
     tide.agree(ledger)
     assert {side for told in ledger.told for _, side in told.acknowledged} == {"old", "new"}
     assert ledger.retried >= turns
     status = tide.program.status()
-    assert (status["phase"], status["turn"]) == (("armed", turns) if turns % 2 == 0 else ("switched", turns))
+    assert (status["phase"], status["turn"]) == ("armed" if turns % 2 == 0 else "switched", before + turns)
     assert status["cutover"]["pause_seconds"] > 0
     assert status["quarantine"]["rows"] == 0
-
-
-def test_there_and_back(tide: Tide) -> None:
-    there_and_back(tide, TURNS)
 
 
 def test_there_and_back_in_one_database(one_database_tide: Tide) -> None:
@@ -41,3 +42,78 @@ def test_there_and_back_in_one_database(one_database_tide: Tide) -> None:
 @pytest.mark.soak
 def test_twenty_turns(tide: Tide) -> None:
     there_and_back(tide, 20)
+
+
+def verify(tide: Tide, direction: str, code: int) -> dict[str, Any]:
+    return tide.program.document("verify", "--direction", direction, code=code)
+
+
+def test_verified_before_and_after_a_turn(tide: Tide) -> None:
+    """Both directions, whichever side is open: the one that takes writes leads, the other follows."""
+    ledger = tide.ledger()
+    with writing(ledger):
+        for direction in ("forward", "reverse"):
+            assert verify(tide, direction, 0)["state"] == "clean"
+        tide.cutover()
+        for direction in ("forward", "reverse"):
+            assert verify(tide, direction, 0)["state"] == "clean"
+    # Behind its back, on the side that follows now.
+    tide.on(
+        "old",
+        "begin; alter table shop.account disable trigger all; update shop.account set note = 'bad' where id = 14;"
+        " alter table shop.account enable always trigger slackwater_fence; commit",
+    )
+    wrong = verify(tide, "reverse", 3)["tables"]["account"]["mismatches"]
+    assert wrong == [{"kind": "different", "key": {"id": "14"}, "columns": ["note"]}]
+    wrong = verify(tide, "forward", 3)["tables"]["account"]["mismatches"]
+    assert wrong == [{"kind": "different", "key": {"id": "14"}, "columns": ["note"]}]
+    tide.program("foreign-writes", "discard", "--reason", "a test", "--yes")
+    tide.program.until(lambda: tide.on("old", "select note from shop.account where id = 14") == [("n",)])
+    assert verify(tide, "reverse", 0)["state"] == "clean"
+
+
+def example() -> str:
+    """The block that defines `write`."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (found,) = [b for b in blocks if "def write(" in b]
+    return str(found)
+
+
+def test_the_services_writes_follow_the_route(tide: Tide) -> None:
+    code = example().replace("migration = 'shop'", f"migration = '{tide.migration}'")
+    urls = {side: dsn.replace("postgresql://", "postgresql+psycopg://") for side, dsn in tide.dsns.items()}
+    service: dict[str, Any] = {"OLD_URL": urls["old"], "NEW_URL": urls["new"]}
+    exec(compile(code, "README.md", "exec"), service)
+    stop = threading.Event()
+    acknowledged: list[int] = []
+
+    def entry(number: int) -> Any:
+        def work(conn: Any, side: str) -> None:
+            conn.exec_driver_sql(ENTRY[side], (number, (number - 1) % WRITERS))
+            conn.exec_driver_sql(BALANCE[side], ((number - 1) % WRITERS,))
+
+        return work
+
+    def serve() -> None:
+        number = 1
+        while not stop.is_set():
+            service["write"](entry(number))
+            acknowledged.append(number)
+            number += 1
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    time.sleep(1)
+    assert tide.cutover()["result"] == "done"
+    time.sleep(1)
+    assert tide.rollback()["result"] == "done"
+    time.sleep(1)
+    stop.set()
+    thread.join(60)
+    assert not thread.is_alive()
+    for engine in service["engines"].values():
+        engine.dispose()
+    tide.drained("old")
+    for side, table in (("old", "shop.entry"), ("new", "app.ledger_entry")):
+        assert [n for (n,) in tide.on(side, f"select id from {table} order by 1")] == acknowledged

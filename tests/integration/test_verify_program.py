@@ -21,24 +21,12 @@ def program(shop: Shop, tmp_path: Path) -> Iterator[Program]:
     """A migration that streams, every role running."""
     env = {"OLD_DSN": shop.old, "NEW_DSN": shop.new, "KAFKA": shop.bootstrap}
     with started_with(tmp_path, shop.text, env) as program:
-        program("prepare", "--yes")
-        program.start("run")
-        program("wait", "--for", "phase=streaming", "--timeout", "60")
+        program.streaming()
         yield program
 
 
 def verify(program: Program, *arguments: str, code: int) -> dict[str, Any]:
-    done = subprocess.run(
-        [COMMAND, "-c", str(program.file), "verify", "--json", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        stdin=subprocess.DEVNULL,
-        env=os.environ | program.env,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    document: dict[str, Any] = json.loads(done.stdout)
-    return document
+    return program.document("verify", *arguments, code=code)
 
 
 def behind_its_back(shop: Shop, statement: str) -> None:
