@@ -27,12 +27,12 @@ from stream.engine.keyless import Keyless
 from stream.engine.made import Made
 from stream.engine.owners import Owners
 from stream.engine.partial import Partial
+from stream.engine.plans import SESSION, Plans
 from stream.engine.staging import Laid, Stage, Staged
 from stream.engine.statements import DONE, Load
 from stream.fold import Folded
 
 Lock = Literal["exclusive", "shared"]
-REPLAN_ROWS = 2_000
 NOTHING_LAID: Mapping[str, Laid] = {}
 
 _PASS = secrets.token_hex(32)  # one per process; a successor's replaces it in slackwater.pass
@@ -58,14 +58,11 @@ class Engine:
         self._side = str(plan.direction.target)
         self._holders: set[str] = set()
         self._made = Made(conn)
-        self._planned_for = 0  # rows staged since the statements were last planned
+        self._plans = Plans(self.post)
         with translated("opening a session on the target"):
             conn.prepare_threshold = 1_000_000  # only what is asked to be prepared is
             conn.prepared_max = 2_000
-            conn.execute(
-                "set plan_cache_mode = force_generic_plan; set enable_hashjoin = off; set enable_mergejoin = off; "
-                "set temp_buffers = '32MB'; set work_mem = '64MB'"
-            )
+            conn.execute(SESSION)
         self.replica = self._become_replica()
         self.stages: dict[str, Stage] = build.stages(conn, plan)
         self.loads: dict[str, Load] = build.loads(conn, plan)
@@ -254,39 +251,18 @@ class Engine:
         joined = [x for x in touched if not x.mapping.row_local]
         row_local = [x for x in touched if x.mapping.row_local]
         with self._pipelined():
-            large = self._replan(sum(len(s.keys) for s in staged.values()))
-            with self._hashing(on=large and bool(joined)):
+            hashing = self._plans.suit(sum(len(s.keys) for s in staged.values())) and bool(joined)
+            with self._plans.hashing(on=hashing):
                 for load in joined:
                     self.owners.before(load, staged)
             self._run([x for x in row_local if x.is_mirror], staged, swap, skip, applied_lsn)
             self._run([x for x in row_local if not x.is_mirror], staged, swap, skip, applied_lsn)
-            with self._hashing(on=large and bool(joined)):
+            with self._plans.hashing(on=hashing):
                 for load in joined:
                     self.owners.after(load, staged)
                 for load in joined:
                     whole = any(s in staged and staged[s].truncated for s in load.mapping.sources)
                     self.owners.recompute(load, whole=whole, swap=load.name in swap)
-
-    def _replan(self, rows: int) -> bool:
-        """Whether `rows` are many. Then nothing is planned as it was for fewer, nor are the next as these.
-
-        A plan made while a table was small reads all of it for each row, and its cache does not see it grow.
-        """
-        large = rows >= REPLAN_ROWS
-        self._planned_for += rows
-        if self._planned_for >= REPLAN_ROWS:
-            self.post("discard plans")
-            self._planned_for = REPLAN_ROWS if large else 0
-        return large
-
-    @contextmanager
-    def _hashing(self, *, on: bool) -> Iterator[None]:
-        """Joins of many owners with one another are quadratic without; of few, they would read mirrors whole."""
-        if on:
-            self.post("set local enable_hashjoin = on")
-        yield
-        if on:
-            self.post("set local enable_hashjoin = off")
 
     def asleep(self, name: str) -> bool:
         """A mapping over mirrors that waits for them, or a table without a key before its chunk."""
@@ -310,20 +286,18 @@ class Engine:
                 left_out = skip.get(load.name, ())
                 self._transform(load, staged[load.mapping.sources[0]], left_out, applied_lsn, swap=load.name in swap)
         failpoint("apply.in_pipeline")
-        # An empty table is planned to be read whole for each row, and grows while it is.
-        self.post("set local enable_seqscan = off", prepare=True)
-        for load in reversed(loads):
-            with self.writing(load):
-                self._delete(load, staged[load.mapping.sources[0]], skip.get(load.name, ()))
-        for load in loads:
-            with self.writing(load):
-                rows = staged[load.mapping.sources[0]]
-                if rows.direct is not None and rows.has_new:
-                    self._straight(load, "write", rows.direct.new)
-                elif rows.has_new:
-                    moved = bool(load.unmapped) and (rows.carried or any(p.moved for p in rows.parts))
-                    self.write(load, swap=load.name in swap, moved=moved)
-        self.post("set local enable_seqscan = on", prepare=True)
+        with self._plans.by_index():
+            for load in reversed(loads):
+                with self.writing(load):
+                    self._delete(load, staged[load.mapping.sources[0]], skip.get(load.name, ()))
+            for load in loads:
+                with self.writing(load):
+                    rows = staged[load.mapping.sources[0]]
+                    if rows.direct is not None and rows.has_new:
+                        self._straight(load, "write", rows.direct.new)
+                    elif rows.has_new:
+                        moved = bool(load.unmapped) and (rows.carried or any(p.moved for p in rows.parts))
+                        self.write(load, swap=load.name in swap, moved=moved)
         for load in loads:
             rows = staged[load.mapping.sources[0]]
             if load.name not in swap and any(p.missing and not p.moved for p in rows.parts):
