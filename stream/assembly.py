@@ -13,6 +13,7 @@ Where an epoch ends, and what is in it, is decided in `stream.drafts`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -89,6 +90,8 @@ class Assembly:
         self._run: Position | None = None if resume.complete else resume.last  # inside a run of incomplete epochs
         last = resume.last.commit_lsn
         self._awaited: Lsn | None = last if confirmed < last else None
+        # Another history may have a commit at that very place; but not at that time.
+        self._awaited_by = resume.committed_at if resume.rows else math.inf
         self.reached: Lsn = resume.end_lsn  # everything that ends at or below it has been taken
         self._reached_at = resume.committed_at
         # The open transaction.
@@ -194,9 +197,9 @@ class Assembly:
                 f" came after {format_lsn(max(self._commit_lsn, self.reached))}",
                 hint=REPORT,
             )
-        if begin.commit_lsn == self._awaited:
+        if begin.commit_lsn == self._awaited and begin.committed_us / 1e6 <= self._awaited_by:
             self._awaited = None
-        elif self._awaited is not None and not redelivered:
+        elif self._awaited is not None and begin.commit_lsn >= self._awaited:
             raise self._other_history()
         self._open = True
         self._fresh = True

@@ -118,7 +118,7 @@ def cut_and_run_again(tide: Tide, ledger: Ledger, probe: Probe, point: str) -> N
     before = side(tide)
     to = OTHER[before]
     probe.forget()
-    turning = tide.start(verb(to), failpoints=f"turn.{point}=stop")
+    turning = tide.start(verb(to), failpoints=f"turn.{point}=stop@1")  # it comes by again
     tide.program.until(lambda: state_of(turning.pid) == "T")
     for name in ("old", "new"):
         tide.on(
