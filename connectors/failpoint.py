@@ -6,8 +6,8 @@ Each entry is `name=action`, with `@n` for the nth time that the place is reache
 time). Actions: `kill` (SIGKILL to ourselves: no handler runs, nothing is flushed), `stop` (SIGSTOP, until somebody
 sends SIGCONT), `sleep:SECONDS`, `raise` (FailpointReached). Hits are counted per process.
 
-Where the variable is unset, which is always outside tests, `failpoint` is a function that returns at once. A variable
-that cannot be read is an error at import: a fault test that silently injects no fault would pass.
+Where the variable is unset, which is always outside tests, `failpoint` returns at once. A variable that cannot be read
+is an error at import: a fault test that silently injects no fault would pass.
 """
 
 from __future__ import annotations
@@ -95,4 +95,19 @@ def _disarmed(name: str) -> None:
     """Nothing happens here."""
 
 
-failpoint: Callable[[str], None] = armed(parse(os.environ[VARIABLE])) if os.environ.get(VARIABLE) else _disarmed
+_reach: Callable[[str], None] = _disarmed
+
+
+def read_environment() -> None:
+    """Arms what the variable asks for now, and nothing else. Errors: ConfigError."""
+    global _reach
+    text = os.environ.get(VARIABLE)
+    _reach = armed(parse(text)) if text else _disarmed
+
+
+def failpoint(name: str) -> None:
+    """The process reaches the place `name`."""
+    _reach(name)
+
+
+read_environment()

@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ from schemas.direction import Direction
 from schemas.spec import parse_spec
 from stream import prepared
 from tests.fixtures.databases import fresh_database
-from tests.fixtures.running import COMMAND, Program, started_with
+from tests.fixtures.launch import Launched
+from tests.fixtures.running import Program, started_with
 from tests.fixtures.tape import agree
 from tests.integration.test_engine import MAPPING, NEW, OLD
 
@@ -82,15 +82,10 @@ class Roles:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._running: dict[str, Launched] = {}
 
     def start(self, role: str, failpoints: str = "") -> None:
-        env = os.environ | self._program.env | {"SLACKWATER_FAILPOINTS": failpoints}
-        with self._program.log_path.open("ab") as log:
-            arguments = [COMMAND, "-c", str(self._program.file), "run", role, "--direction", "forward"]
-            process = subprocess.Popen(arguments, stdout=log, stderr=log, env=env)
-        self._running[role] = process
-        self._program.background.append(process)
+        self._running[role] = self._program.start("run", role, "--direction", "forward", failpoints=failpoints)
 
     def kill(self, role: str) -> None:
         self._running[role].send_signal(signal.SIGKILL)

@@ -59,7 +59,7 @@ def crashed(apart: Apart, probe: Probe, point: str, broken: str, down_s: float) 
     server.start()
     out, err = turning.communicate(timeout=120)
     told = json.loads(out)
-    assert ENDS[turning.returncode] == told["result"], (out, err)
+    assert ENDS[turning.wait()] == told["result"], (out, err)
     found = tide.open_sides()
     if told["result"] == "done":
         assert found == [to]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -24,9 +22,8 @@ from stream.sides import Sides
 from stream.status import Seen, Watch
 from stream.verification import Kind, Mismatch, Store, Verdict
 from tests.fixtures.databases import Databases
+from tests.fixtures.launch import completed
 from tests.fixtures.staged import Stage, gate, until
-
-COMMAND = str(Path(sys.executable).with_name("slackwater"))
 
 
 @pytest.fixture
@@ -311,8 +308,7 @@ def test_the_verb(running: Stage, tmp_path: Path) -> None:
     path.write_text(running.text())
 
     def gates(*options: str, code: int = 0) -> Any:
-        command = [COMMAND, "-c", str(path), "gates", *options]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = completed(["-c", str(path), "gates", *options], env={}, folder=tmp_path)
         assert done.returncode == code, done.stderr
         return json.loads(done.stdout) if "--json" in options else done.stdout
 

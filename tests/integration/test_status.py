@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,9 +18,9 @@ from schemas.spec import parse_spec
 from stream.sides import Sides
 from stream.status import Watch
 from tests.fixtures.databases import Databases
+from tests.fixtures.launch import completed
 from tests.fixtures.staged import FILE, Stage, gate, until
 
-COMMAND = str(Path(sys.executable).with_name("slackwater"))
 DOWN = "host=127.0.0.1 port=1 connect_timeout=2"
 
 
@@ -263,9 +262,7 @@ def test_the_verb(running: Stage, tmp_path: Path) -> None:
     path.write_text(FILE.format(migration=running.migration, old=running.databases.old, new=running.databases.new))
 
     def status(*options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [COMMAND, "-c", str(path), "status", *options], capture_output=True, text=True, timeout=60
-        )
+        return completed(["-c", str(path), "status", *options], env={}, folder=tmp_path)
 
     shown = status()
     assert shown.returncode == 0, shown.stderr

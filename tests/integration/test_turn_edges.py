@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.fixtures.launch import COMMAND
 from tests.fixtures.ledger import writing
 from tests.fixtures.tide import Tide
 
@@ -108,12 +110,11 @@ def test_over_the_pause_it_gives_up_and_nobody_is_refused(tide: Tide, tmp_path: 
         refused = tide.cutover(code=4)
         assert "exited with 7: no room" in refused["error"]["cause"]
         file.write_text(plain + f"hooks: {{on_change: 'env | grep ^SLACKWATER_ > {told}', after_cutover: 'exit 9'}}\n")
-        gone = tide.start("cutover")
-        assert gone.stdout is not None
-        assert gone.stderr is not None
-        gone.stdout.close()  # the operator's terminal
-        gone.stderr.close()
-        gone.wait(60)
+        gone, terminal = os.pipe()
+        os.close(gone)
+        command = [COMMAND, "-c", str(file), "cutover", "--yes", "--json"]
+        subprocess.run(command, stdout=terminal, stderr=terminal, env=os.environ | tide.program.env, timeout=60)
+        os.close(terminal)
         tide.program.until(lambda: tide.open_sides() == ["new"])
     said = dict(line.split("=", 1) for line in told.read_text().splitlines())
     assert said["SLACKWATER_WRITES"] == "new"
@@ -141,7 +142,7 @@ def test_many_operators_at_once(tide: Tide, count: int) -> None:
     ((before,),) = tide.on("new", query)
     started = [tide.start("cutover") for _ in range(count)]
     answers = [json.loads(p.communicate(timeout=120)[0]) for p in started]
-    codes = sorted(p.returncode for p in started)
+    codes = sorted(p.wait() for p in started)
     assert [a["result"] for a in answers].count("done") == 1
     assert set(codes) <= {0, 3}
     for answer in answers:

@@ -18,8 +18,8 @@ import pytest
 
 from connectors.local.processes import unprivileged
 from tests.fixtures.databases import Databases
+from tests.fixtures.launch import COMMAND
 from tests.fixtures.ledger import writing
-from tests.fixtures.running import COMMAND
 from tests.fixtures.servers import private_kafka
 from tests.fixtures.tide import Tide, resume, state_of, tide_on
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.fixtures.preparing import Shop
-from tests.fixtures.running import COMMAND, Program, started_with
+from tests.fixtures.running import Program, started_with
 
 
 @pytest.fixture
@@ -142,14 +140,8 @@ def test_paused_and_continuous(program: Program, shop: Shop) -> None:
 
 def killed(program: Program, failpoint: str, *arguments: str) -> None:
     """A verify that dies at a failpoint, with SIGKILL."""
-    done = subprocess.run(
-        [COMMAND, "-c", str(program.file), "verify", *arguments],
-        capture_output=True,
-        timeout=120,
-        stdin=subprocess.DEVNULL,
-        env=os.environ | program.env | {"SLACKWATER_FAILPOINTS": f"{failpoint}=kill"},
-    )
-    assert done.returncode == -signal.SIGKILL
+    done = program.launch("verify", *arguments, failpoints=f"{failpoint}=kill")
+    assert done.wait(120) == -signal.SIGKILL
 
 
 def test_a_kill_leaves_no_verdict_and_no_half_of_a_repair(program: Program, shop: Shop) -> None:
