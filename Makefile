@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := stream connectors schemas tests
 ARGS ?=
-WORKERS ?= 4
+WORKERS ?= 5
 EXAMPLES ?= 20
 
 # Tests start many processes, and none of them should have to compile the sources again.
@@ -34,8 +34,8 @@ bench: .venv/ready  ## measures; wants the machine for itself
 	$(BIN)/python -m tests.bench $(ARGS)
 
 soak: .venv/ready  ## the long run
-	SLACKWATER_PIPE_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -m soak -s tests $(ARGS)
-	SLACKWATER_PIPE_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -s tests/faults/test_pipe.py
+	SLACKWATER_PIPE_EXAMPLES=$(EXAMPLES) $(BIN)/pytest --timeout=0 -m soak -s tests $(ARGS)
+	SLACKWATER_PIPE_EXAMPLES=$(EXAMPLES) $(BIN)/pytest --timeout=0 -s tests/faults/test_pipe.py
 
 venv: .venv/ready  ## only the virtual environment
 

@@ -27,6 +27,7 @@ def settings(bootstrap: str, options: Options, **ours: Any) -> dict[str, Any]:
         "socket.keepalive.enable": True,
         "reconnect.backoff.max.ms": 1000,
         "log.connection.close": False,
+        "enable.metrics.push": False,  # what a broker would be told of this client, and need not be
     }
     callbacks = ("error_cb", "on_commit")
     mine = {name if name in callbacks else name.replace("_", "."): value for name, value in ours.items()}

@@ -7,17 +7,21 @@ less is refused, with the command that puts it right.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
-from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
 from connectors.kafka.client import AUTHENTICATION, MISSING_TOPIC, Options, settings, translate, translated
+from connectors.kafka.offsets import Offsets, Part
 from schemas.errors import SlackwaterError, StreamGap, Unavailable
 from schemas.problem import Problem
+
+T = TypeVar("T")
 
 MAX_MESSAGE_BYTES = 100_000_000  # within a broker's default socket.request.max.bytes, 100 MiB
 DEFAULT_MESSAGE_BYTES = 1_048_588
@@ -92,9 +96,11 @@ class Topics:
     def __init__(self, bootstrap: str, options: Options, *, timeout_s: float = 15.0) -> None:
         self._bootstrap = bootstrap
         self._timeout_s = timeout_s
-        self._refused: KafkaError | None = None
+        self._offsets = Offsets(bootstrap, options, timeout_s=timeout_s)
+        self._errors: deque[KafkaError] = deque(maxlen=100)
         with translated(f"connecting to Kafka at {bootstrap}"):
-            self._admin = AdminClient(settings(bootstrap, options, error_cb=self._on_error))
+            # Not a method of ours: librdkafka's threads are to end with the last reference, wherever that is dropped.
+            self._admin = AdminClient(settings(bootstrap, options, error_cb=self._errors.append))
 
     def broker_facts(self) -> BrokerFacts:
         """Facts about the cluster, as one of its brokers has them."""
@@ -160,7 +166,8 @@ class Topics:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise self._translated(error.args[0], f"creating topic {name}") from error
         self._until(lambda: len(self._described([s.name for s in missing])) == len(missing), "new topics to appear")
-        self.stable_ends([(n.topic, p) for n in new for p in range(n.num_partitions)], within_s=_NEW_S)
+        parts = [(n.topic, p) for n in new for p in range(n.num_partitions)]
+        self._led(lambda: self._offsets.end(parts), parts, _NEW_S)
         return made
 
     def check(self, specs: Sequence[TopicSpec]) -> list[Problem]:
@@ -204,25 +211,34 @@ class Topics:
         self._until(lambda: not self._described(present), "topics to go away")
         return present
 
-    def stable_ends(
-        self, parts: Iterable[tuple[str, int]], *, within_s: float = _MOVING_S
-    ) -> dict[tuple[str, int], tuple[int, int, int]]:
+    def stable_ends(self, parts: Iterable[Part], *, within_s: float = _MOVING_S) -> dict[Part, tuple[int, int, int]]:
         """Per topic-partition: first offset, last stable offset, end of the log.
 
         Below the last stable offset no transaction is open; a reader of committed records sees no further. A partition
         without a leader is waited for.
         Errors: StreamGap (no such topic), Unavailable.
         """
-        wanted = [TopicPartition(topic, partition) for topic, partition in parts]
+        wanted = list(parts)
+
+        def ask() -> dict[Part, tuple[int, int, int]]:
+            first, stable = self._offsets.first(wanted), self._offsets.stable(wanted)
+            end = self._offsets.end(wanted)  # asked last: none is before the stable offset beside it
+            return {part: (first[part], stable[part], end[part]) for part in wanted}
+
+        return self._led(ask, wanted, within_s)
+
+    def _led(self, ask: Callable[[], T], wanted: Sequence[Part], within_s: float) -> T:
+        """What `ask` answers once each partition has a leader."""
         deadline = time.monotonic() + within_s
         while True:
             try:
-                return self._ends(wanted)
+                return ask()
             except KafkaException as error:
                 if error.args[0].code() not in _MOVING:
                     raise self._translated(error.args[0], "asking Kafka for offsets") from error
                 if time.monotonic() > deadline:
-                    missing = sorted({tp.topic for tp in wanted} - self.topic_ids({tp.topic for tp in wanted}).keys())
+                    names = {topic for topic, _ in wanted}
+                    missing = sorted(names - self.topic_ids(names).keys())
                     if missing:
                         raise StreamGap(
                             f"topic {missing[0]} does not exist",
@@ -234,27 +250,11 @@ class Topics:
                     ) from error
             time.sleep(0.1)
 
-    def _ends(self, wanted: list[TopicPartition]) -> dict[tuple[str, int], tuple[int, int, int]]:
-        def ask(spec: Any, level: Any) -> dict[tuple[str, int], Any]:
-            answers = self._admin.list_offsets(
-                dict.fromkeys(wanted, spec), isolation_level=level, request_timeout=self._timeout_s
-            )
-            return {(tp.topic, tp.partition): future for tp, future in answers.items()}
-
-        earliest, latest = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
-        first = ask(earliest, IsolationLevel.READ_UNCOMMITTED)
-        stable = ask(latest, IsolationLevel.READ_COMMITTED)
-        end = ask(latest, IsolationLevel.READ_UNCOMMITTED)
-        return {p: (first[p].result().offset, stable[p].result().offset, end[p].result().offset) for p in first}
-
-    def _on_error(self, error: KafkaError) -> None:
-        if error.code() in AUTHENTICATION:
-            self._refused = error
-
     def _translated(self, error: KafkaError, doing: str) -> SlackwaterError:
         """A refused login shows as a request that timed out; the reason is in librdkafka's own events."""
         self._admin.poll(0)
-        return translate(self._refused or error, doing)
+        refused = next((e for e in self._errors if e.code() in AUTHENTICATION), None)
+        return translate(refused or error, doing)
 
     def _described(self, names: list[str]) -> dict[str, Any]:
         if not names:

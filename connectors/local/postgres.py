@@ -28,6 +28,7 @@ from connectors.local.processes import (
     Identity,
     LocalFailed,
     free_port,
+    is_zombie,
     port_is_free,
     read_identity,
     spawn,
@@ -111,6 +112,8 @@ class Postgres:
         if self.running:
             return
         self._prepare_folder()
+        # One that was killed counts as running for PostgreSQL until its parent, which can be slow, has noticed.
+        until(lambda: not is_zombie(_postmaster_pid(self.data)), timeout_s=30)
         self._clear_leftovers()
         if not (self.data / "PG_VERSION").exists():
             progress("PostgreSQL: creating a cluster")

@@ -65,6 +65,13 @@ class Identity:
         return until(lambda: not self.alive, timeout_s=timeout_s)
 
 
+def is_zombie(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def write_identity(path: Path, identity: Identity) -> None:
     write_whole(path, json.dumps(asdict(identity)))
 
