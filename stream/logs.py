@@ -45,7 +45,7 @@ class TextFormat(logging.Formatter):
     def __init__(self, redact: Redaction, prefix: str = "") -> None:
         super().__init__()
         self._redact = redact
-        self._prefix = f"{prefix:<9}" if prefix else ""
+        self._prefix = f"{prefix:<8} " if prefix else ""
 
     def format(self, record: logging.LogRecord) -> str:
         clock = rfc3339(from_epoch_seconds(record.created))[11:]
