@@ -82,7 +82,8 @@ class Monitor:
 
     def _probe(self) -> None:
         tracker = self._watch.trackers[self._direction]
-        while not self._ended.wait(PROBE_S):
+        looking = True
+        while looking:
             from_, to = self._direction.source, self._direction.target
             source = self._sides.attempt(
                 from_, partial(observe.source, migration=self._migration, direction=self._direction)
@@ -91,15 +92,18 @@ class Monitor:
                 to, partial(observe.target, migration=self._migration, direction=self._direction)
             )
             view = None if isinstance(source, SlackwaterError) else source
-            tracker.seen(view, None if isinstance(target, SlackwaterError) else target)
+            held = None if isinstance(target, SlackwaterError) else target
+            if held is not None and held.apply is not None:
+                tracker.remember(held.apply.figures.get("lag"))  # known at the first look, where the applier knows it
+            tracker.seen(view, held)
             if view is not None:
                 self._offset_s = view.at - time.monotonic()
-            if not self._speaks:
-                continue
-            self._metrics.slot_retained(view.slot.retained_bytes if view and view.slot else None)
-            self._heartbeat.measured["lag"] = tracker.memory()
-            stuck = tracker.stuck(self._now())
-            self._tell(stuck.cause if stuck else None)
+            if self._speaks:
+                self._metrics.slot_retained(view.slot.retained_bytes if view and view.slot else None)
+                self._heartbeat.measured["lag"] = tracker.memory()
+                stuck = tracker.stuck(self._now())
+                self._tell(stuck.cause if stuck else None)
+            looking = not self._ended.wait(PROBE_S)
 
     def _tell(self, stuck: str | None) -> None:
         """One line when something gets stuck, and one when it moves again."""

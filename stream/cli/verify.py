@@ -18,7 +18,7 @@ from schemas.direction import Direction, Side
 from schemas.errors import ConfigError, Refused, SlackwaterError
 from schemas.plan import Plan
 from schemas.spec import Spec
-from stream import journal, prepared
+from stream import journal, prepared, wiring
 from stream.cli import context, exits, text
 from stream.pause import paused
 from stream.supervisor import RoleName
@@ -108,8 +108,6 @@ def _compare(
     *,
     resume: bool,
 ) -> Mapping[str, Tally]:
-    from stream import wiring
-
     ask = context.sides(spec, "verify")
     try:
         task = wiring.verify_task(spec, document, plan, ask)

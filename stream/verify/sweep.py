@@ -67,6 +67,7 @@ class Sweep:
         self._progress = progress
         self._yielding = yielding
         self._lock = threading.Lock()
+        self._moved = threading.Condition(self._lock)  # a chunk is done
         self._ended = threading.Event()
         self._errors: list[BaseException] = []
         self._pairs: set[Pair] = set()
@@ -174,7 +175,7 @@ class Sweep:
                     self._ended.set()
                     raise Stopped
                 self._progress(self)
-            stop.wait(IDLE_S)
+            next((t for t in workers if t.is_alive()), workers[0]).join(IDLE_S)
         if self._errors:
             raise self._errors[0]
         self._progress(self)
@@ -218,7 +219,9 @@ class Sweep:
                             self._ledger.conclude(tally, self._planner.primary)
                     if all(t.concluded for t in self.tallies.values()):
                         return None
-            self._ended.wait(IDLE_S)
+                    self._moved.wait(IDLE_S)
+            else:
+                self._ended.wait(IDLE_S)
         return None
 
     def _planned(self, tally: Tally) -> Chunk | None:
@@ -260,6 +263,7 @@ class Sweep:
         failpoint("verify.before_record")
         with self._lock:
             self._ledger.record(tally, chunk, compared, found, more=more)
+            self._moved.notify_all()
         self._count(compared.rows)
         if self.throttle is not None:
             self.throttle.bucket.spend(compared.rows)
