@@ -8,21 +8,25 @@ import os
 import pty
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from stream.cli import VERBS, exits
+from tests.fixtures.launch import COMMAND, completed
 
-COMMAND = str(Path(sys.executable).with_name("slackwater"))
 PRESENT = [v for v in VERBS if importlib.util.find_spec(f"stream.cli.{v.module}") is not None]
 
 
 def slackwater(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    variables = {k: v for k, v in os.environ.items() if k != "SLACKWATER_CONFIG"} | (env or {})
-    return subprocess.run(
-        [COMMAND, *arguments], capture_output=True, text=True, timeout=60, env=variables, stdin=subprocess.DEVNULL
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        return completed(arguments, env={"SLACKWATER_CONFIG": ""} | (env or {}), folder=Path(folder), timeout=60)
+
+
+def installed(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The console script itself."""
+    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ def test_the_numbers_never_change() -> None:
 
 
 def test_help_lists_every_verb_that_is_there_and_starts_nothing() -> None:
-    for shown in (slackwater(), slackwater("--help"), slackwater("-h")):
+    for shown in (installed(), installed("--help"), slackwater("-h")):
         assert shown.returncode == 0
         listed = {line.split()[0] for line in shown.stdout.split("Commands:")[1].splitlines() if line.strip()}
         assert {v.name for v in PRESENT} <= listed
@@ -179,6 +183,7 @@ def test_a_waiver_needs_a_reason_and_a_retry_its_rows(file: str) -> None:
 
 QUESTION = """
 import sys
+import tempfile
 from stream.cli import context
 context.invocation().yes = "--yes" in sys.argv
 context.confirm("drop it all?")
