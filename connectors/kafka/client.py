@@ -62,6 +62,7 @@ MISSING_TOPIC = {
     KafkaError._UNKNOWN_PARTITION,
     KafkaError.UNKNOWN_TOPIC_ID,
 }
+BROKER_LEFT = getattr(KafkaError, "_DESTROY_BROKER", KafkaError._DESTROY)  # a broker that was asked is one no more
 OUT_OF_RANGE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 _LOST_PRODUCER = {  # a new producer, through the whole start order, is the answer to all of them
     KafkaError._FENCED,
@@ -83,6 +84,7 @@ _AGAIN = {
     KafkaError._PURGE_QUEUE,
     KafkaError._PURGE_INFLIGHT,
     KafkaError._DESTROY,
+    BROKER_LEFT,
     KafkaError.REQUEST_TIMED_OUT,
     KafkaError.NETWORK_EXCEPTION,
     KafkaError.BROKER_NOT_AVAILABLE,

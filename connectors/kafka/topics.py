@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
-from connectors.kafka.client import AUTHENTICATION, MISSING_TOPIC, Options, settings, translate, translated
+from connectors.kafka.client import AUTHENTICATION, BROKER_LEFT, MISSING_TOPIC, Options, settings, translate, translated
 from connectors.kafka.offsets import Offsets, Part
 from schemas.errors import SlackwaterError, StreamGap, Unavailable
 from schemas.problem import Problem
@@ -31,6 +31,7 @@ _MOVING_S = 5.0
 _NEW_S = 60.0  # what a busy broker may take to lead partitions that were just made
 _MOVING = {  # a partition that is new, or changes its leader; or a topic that is not there
     KafkaError._NOENT,
+    BROKER_LEFT,
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.FENCED_LEADER_EPOCH,
