@@ -7,7 +7,6 @@ other way out, the transaction is aborted, nothing of it is ever visible, and th
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,16 +27,12 @@ LARGE_BYTES = 900_000  # below every broker's default limit; above it the topic'
 OVERHEAD_BYTES = 8192  # a record's key and its batch's header, generously
 _ABORT_S = 10.0
 _START_S = 60.0
-_PRODUCERS = 2
 
 
 class EpochWriter:
-    """The one writer of a direction. `start`, then `publish` per epoch; after any error, `close` and make a new one.
+    """The one producer of a direction. `start`, then `publish` per epoch; after any error, `close` and make a new one.
 
-    It takes turns with several producers, each with a transactional id of its own: the broker is still writing the
-    markers of a transaction after it has committed it, and turns the same producer's next one away meanwhile, for 20 ms
-    or more. Epochs are published one after another all the same. `problem` says what the last publish waits for, from
-    whatever thread it is read.
+    `problem` says what the last publish waits for, from whatever thread it is read.
     """
 
     def __init__(
@@ -57,36 +52,34 @@ class EpochWriter:
         self._timeout_s = message_timeout_s
         self._topics = Topics(bootstrap, options)
         self._limits: dict[str, int] = {}
-        self._producers: deque[Producer] = deque()  # the next epoch's first
+        self._producer: Producer | None = None
 
     def start(self) -> None:
-        """Fence whoever used these transactional ids before, and abort what it left open.
+        """Fence whoever used this transactional id before, and abort what it left open.
 
         Errors: Unavailable, PrivilegeMissing, Halt.
         """
         longest = self._topics.broker_facts().transaction_max_timeout_ms or DEFAULT_TRANSACTION_MS
         self._timeout_s = min(self._timeout_s, longest / 1000 * 0.8)
-        with translated("making Kafka producers"):
-            self._producers.extend(Producer(self._settings(id_, longest)) for id_ in _ids(self._id))
-        for producer in self._producers:
-            self._again(producer.init_transactions, "fencing earlier Kafka producers", _START_S)
+        with translated("making a Kafka producer"):
+            self._producer = Producer(
+                settings(
+                    self._bootstrap,
+                    # Not compressed, unless the file's options say so: the broker would unpack every batch to check it.
+                    {"linger.ms": 5, **self._options},
+                    transactional_id=self._id,
+                    enable_idempotence=True,
+                    acks="all",
+                    transaction_timeout_ms=longest,
+                    message_timeout_ms=int(self._timeout_s * 1000),
+                    message_max_bytes=GIGABYTE,
+                    queue_buffering_max_messages=500_000,
+                    queue_buffering_max_kbytes=2_097_151,  # IN_FLIGHT_BYTES is the limit; one large row may exceed it
+                    error_cb=self._on_error,
+                )
+            )
+        self._again(self._producer.init_transactions, "fencing earlier Kafka producers", _START_S)
         self.problem = None
-
-    def _settings(self, transactional_id: str, transaction_timeout_ms: int) -> dict[str, Any]:
-        return settings(
-            self._bootstrap,
-            # Not compressed, unless the file's options say so: the broker would unpack every batch to check it.
-            {"linger.ms": 5, **self._options},
-            transactional_id=transactional_id,
-            enable_idempotence=True,
-            acks="all",
-            transaction_timeout_ms=transaction_timeout_ms,
-            message_timeout_ms=int(self._timeout_s * 1000),
-            message_max_bytes=GIGABYTE,
-            queue_buffering_max_messages=500_000,
-            queue_buffering_max_kbytes=2_097_151,  # IN_FLIGHT_BYTES is the limit; one large row may exceed it
-            error_cb=self._on_error,
-        )
 
     def publish(self, batches: Batches, seal: Callable[[Extents], bytes]) -> None:
         """One epoch: the rows of each topic-partition, in order, then the record that `seal` makes of their extents.
@@ -94,10 +87,9 @@ class EpochWriter:
         Errors: Unavailable, Halt, PrivilegeMissing. Nothing of the epoch is or becomes visible then, unless the answer
         to the commit itself was lost: the newest record of `epochs` tells (`last_epoch`).
         """
-        self._require()
+        producer = self._require()
         try:
-            self._publish(self._producers[0], batches, seal)
-            self._producers.rotate(-1)
+            self._publish(producer, batches, seal)
         except KafkaException as error:
             self._give_up()
             raise translate(error.args[0], f"publishing an epoch to {self._epochs_topic}") from error
@@ -149,11 +141,12 @@ class EpochWriter:
         """Abort what is open, and let go of the producer."""
         self._give_up()
 
-    def _require(self) -> None:
-        if not self._producers:
+    def _require(self) -> Producer:
+        if self._producer is None:
             raise Unavailable(
                 "this writer has failed before", hint="it is made anew by itself, through the start order"
             )
+        return self._producer
 
     def _check_size(self, topic: str, size: int) -> None:
         """A row that its topic does not take would never arrive: the broker hangs up, and we would go on trying."""
@@ -191,18 +184,15 @@ class EpochWriter:
 
     def _give_up(self) -> None:
         """Abort, so that our open transaction holds back no reader; what cannot be aborted now, a successor aborts."""
-        while self._producers:
-            producer = self._producers.popleft()
-            try:
-                producer.purge(in_queue=True, in_flight=True)
-                producer.abort_transaction(_ABORT_S)
-            except KafkaException as error:
-                self.problem = f"aborting a Kafka transaction: {error.args[0].str()}"
-            producer.flush(0)
-
-
-def _ids(transactional_id: str) -> list[str]:
-    return [transactional_id, *(f"{transactional_id}.{n}" for n in range(2, _PRODUCERS + 1))]
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        try:
+            producer.purge(in_queue=True, in_flight=True)
+            producer.abort_transaction(_ABORT_S)
+        except KafkaException as error:
+            self.problem = f"aborting a Kafka transaction: {error.args[0].str()}"
+        producer.flush(0)
 
 
 def too_large(topic: str, size: int, limit: int, request_limit: int | None) -> Halt:
