@@ -55,9 +55,8 @@ def _reach(engine: Engine, load: Load) -> Reach | None:
     aliases = ", ".join(f"o{i}" for i in range(len(m.owner)))
     type_ = load.table.column(column).type
     k = quote(column)
-    with engine.writing(load):
-        # A plan that reads all of the target for every chunk would end in quadratic time.
-        engine.run("set local enable_seqscan = off")
+    # A plan that reads all of the target for every chunk would end in quadratic time.
+    with engine.writing(load), engine.plans.by_index():
         row = engine.conn.execute(
             f"with o as materialized (select o{m.owner.index(column)}::{type_} as k from (\n{feed}\n) x({aliases})),\n"
             "low as materialized (select k from o where k is not null order by k limit 1),\n"
@@ -66,7 +65,6 @@ def _reach(engine: Engine, load: Load) -> Reach | None:
             f"select from {load.into} t where t.{k} >= (select k from low) and t.{k} <= (select k from high)\n"
             f"limit {FEW + 1}) r)"
         ).fetchone()
-        engine.run("set local enable_seqscan = on")
     if row is None or row[0] is None:
         return None
     return Reach(column=column, low=str(row[0]), high=str(row[1]), there=int(str(row[2])))
@@ -93,15 +91,16 @@ def _merge(engine: Engine, load: Load, reach: Reach) -> int:
     engine.run(load.transform(binding))
     if load.leaves_gaps:
         engine.run(load.collect_owners(source, binding))
-        written += engine.run(load.delete_stale())
-    engine.run("set local enable_seqscan = off; set local enable_nestloop = off; set local enable_hashjoin = on")
-    if (update := load.update()) is not None:
-        written += engine.run(f"{update} and {near}")
-    written += engine.run(
-        f"insert into {load.into} ({columns(m.columns)}) overriding system value select {columns(m.columns, 's')}"
-        f" from {load.rows} s where not exists (select from {load.into} t where {matches(m.key, 't', 's')} and {near})"
-    )
-    engine.run("set local enable_seqscan = on; set local enable_nestloop = on; set local enable_hashjoin = off")
+        with engine.plans.by_index():
+            written += engine.run(load.delete_stale())
+    with engine.plans.by_range():
+        if (update := load.update()) is not None:
+            written += engine.run(f"{update} and {near}")
+        known = f"select from {load.into} t where {matches(m.key, 't', 's')} and {near}"
+        written += engine.run(
+            f"insert into {load.into} ({columns(m.columns)}) overriding system value select {columns(m.columns, 's')}"
+            f" from {load.rows} s where not exists ({known})"
+        )
     return written
 
 

@@ -27,7 +27,7 @@ from stream.engine.keyless import Keyless
 from stream.engine.made import Made
 from stream.engine.owners import Owners
 from stream.engine.partial import Partial
-from stream.engine.plans import SESSION, Plans
+from stream.engine.plans import MISLED, SESSION, Plans, trees
 from stream.engine.staging import Laid, Stage, Staged
 from stream.engine.statements import DONE, Load
 from stream.fold import Folded
@@ -58,7 +58,7 @@ class Engine:
         self._side = str(plan.direction.target)
         self._holders: set[str] = set()
         self._made = Made(conn)
-        self._plans = Plans(self.post)
+        self.plans = Plans(self.post)
         with translated("opening a session on the target"):
             conn.prepare_threshold = 1_000_000  # only what is asked to be prepared is
             conn.prepared_max = 2_000
@@ -67,6 +67,7 @@ class Engine:
         self.stages: dict[str, Stage] = build.stages(conn, plan)
         self.loads: dict[str, Load] = build.loads(conn, plan)
         self.order: tuple[str, ...] = build.parents_first(conn, self.loads)
+        self._relations = trees(conn, [x.into for x in self.loads.values()])
         self._texts: dict[tuple[str, str], str] = {}
         self._direct = build.direct_sources(plan, self.stages, self.loads)
         self._partial = Partial(self)
@@ -124,7 +125,9 @@ class Engine:
                     (migration, self._side),
                     prepare=True,
                 )
-            row = turn.fetchone()
+                misled = self.conn.execute(MISLED, (self._relations,), prepare=True)
+            row, doubt = turn.fetchone(), misled.fetchone()
+            self.plans.begin(misled=doubt is not None and bool(doubt[0]))
             self.states = self.target.loads()
             self.owners.begin()
         self.written = 0
@@ -251,13 +254,13 @@ class Engine:
         joined = [x for x in touched if not x.mapping.row_local]
         row_local = [x for x in touched if x.mapping.row_local]
         with self._pipelined():
-            hashing = self._plans.suit(sum(len(s.keys) for s in staged.values())) and bool(joined)
-            with self._plans.hashing(on=hashing):
+            hashing = self.plans.suit(sum(len(s.keys) for s in staged.values())) and bool(joined)
+            with self.plans.hashing(on=hashing):
                 for load in joined:
                     self.owners.before(load, staged)
             self._run([x for x in row_local if x.is_mirror], staged, swap, skip, applied_lsn)
             self._run([x for x in row_local if not x.is_mirror], staged, swap, skip, applied_lsn)
-            with self._plans.hashing(on=hashing):
+            with self.plans.hashing(on=hashing):
                 for load in joined:
                     self.owners.after(load, staged)
                 for load in joined:
@@ -286,7 +289,7 @@ class Engine:
                 left_out = skip.get(load.name, ())
                 self._transform(load, staged[load.mapping.sources[0]], left_out, applied_lsn, swap=load.name in swap)
         failpoint("apply.in_pipeline")
-        with self._plans.by_index():
+        with self.plans.by_index():
             for load in reversed(loads):
                 with self.writing(load):
                     self._delete(load, staged[load.mapping.sources[0]], skip.get(load.name, ()))

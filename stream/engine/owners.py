@@ -56,12 +56,11 @@ class Owners:
             if not whole:
                 self._leave_out(load)
                 return self._write(load, swap)
-            e.run("set local enable_hashjoin = on")
-            rows = e.run(load.transform(self.bindings(load, restricted=False)))
-            e.run(f"insert into {load.owners} select {columns(load.mapping.owner)} from {load.into}")
-            e.post(load.delete_stale(), writes=True)
-            e.write(load, swap=swap)
-            e.run("set local enable_hashjoin = off")
+            with e.plans.hashing():
+                rows = e.run(load.transform(self.bindings(load, restricted=False)))
+                e.run(f"insert into {load.owners} select {columns(load.mapping.owner)} from {load.into}")
+                e.post(load.delete_stale(), writes=True)
+                e.write(load, swap=swap)
         return rows
 
     def retry(self, load: Load, owners: Sequence[Key]) -> None:

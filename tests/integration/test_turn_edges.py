@@ -90,9 +90,9 @@ def test_over_the_pause_it_gives_up_and_nobody_is_refused(tide: Tide, tmp_path: 
     """Then: a hook that fails stops it, a terminal that goes away does not, and a hook afterwards is only reported."""
     turns, ledger = tide.turns, tide.ledger()
     with writing(ledger):
-        given_up = tide.cutover("--max-pause", "1", failpoints="turn.after_token=sleep:1.5", code=4)
+        given_up = tide.cutover("--max-pause", "4", failpoints="turn.after_token=sleep:4.5", code=4)
         assert (given_up["result"], given_up["writes"]) == ("aborted", "old")
-        assert "longer than 1 s" in given_up["error"]["cause"]
+        assert "longer than 4 s" in given_up["error"]["cause"]
         assert ledger.retried == 0
         assert tide.program.status()["phase"] == "armed"
         interrupted = tide.start("cutover", failpoints="turn.after_hold=sleep:1")

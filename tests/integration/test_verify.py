@@ -248,6 +248,7 @@ def test_a_pass_goes_on_where_it_was_left(loaded: Filling, monkeypatch: pytest.M
         counted.append(rows)
         if len(counted) == 3:
             stop.set()
+            first._ended.wait(30)  # or it would be done with the others before anybody looks
 
     with loaded.streaming():
         first = Sweep(task(loaded, workers=1), throttle=None, only=["customer"], count=count)
