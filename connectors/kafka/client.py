@@ -43,6 +43,17 @@ def translated(doing: str) -> Iterator[None]:
         raise translate(error.args[0], doing) from error
 
 
+@contextmanager
+def unmasked() -> Iterator[None]:
+    """A fatal error is raised out of a callback; when another callback follows it, Python wraps what it finds."""
+    try:
+        yield
+    except SystemError as error:
+        if isinstance(error.__cause__, KafkaException):
+            raise error.__cause__ from None
+        raise
+
+
 _AUTHORIZATION = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,

@@ -42,6 +42,7 @@ class Silence:
         self._patience_s = patience_s
         self._down_since: float | None = None
         self._short_since: dict[Part, float] = {}
+        self._hidden_from: dict[Part, int] = {}  # as the look before saw it
         self._moved_at = self._looked_at = time.monotonic()
         self._ids = self._identify(names, expected)
 
@@ -79,6 +80,7 @@ class Silence:
 
     def _look_at_logs(self, wanted: Mapping[Part, int], now: float) -> None:
         hidden: Unavailable | None = None
+        before, self._hidden_from = self._hidden_from, {}
         for part, (_, stable, end) in self._topics.stable_ends(wanted).items():
             if end < wanted[part]:
                 since = self._short_since.setdefault(part, now)
@@ -91,7 +93,9 @@ class Silence:
             else:
                 self._short_since.pop(part, None)
             if stable < end:
-                hidden = open_transaction(part[0], part[1], stable, end)
+                self._hidden_from[part] = stable
+                if before.get(part) == stable:  # or an epoch is being published at this moment, as it should be
+                    hidden = open_transaction(part[0], part[1], stable, end)
         self._down_since = None
         self.problem = None if hidden is None else hidden.cause
 

@@ -13,7 +13,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from connectors.failpoint import failpoint
-from connectors.kafka.client import GIGABYTE, Options, settings, translate, translated
+from connectors.kafka.client import GIGABYTE, Options, settings, translate, translated, unmasked
 from connectors.kafka.topics import DEFAULT_TRANSACTION_MS, Topics
 from schemas.epoch import Extent
 from schemas.errors import Halt, SlackwaterError, Unavailable
@@ -89,7 +89,8 @@ class EpochWriter:
         """
         producer = self._require()
         try:
-            self._publish(producer, batches, seal)
+            with unmasked():
+                self._publish(producer, batches, seal)
         except KafkaException as error:
             self._give_up()
             raise translate(error.args[0], f"publishing an epoch to {self._epochs_topic}") from error
@@ -171,7 +172,8 @@ class EpochWriter:
         deadline = time.monotonic() + within_s
         while True:
             try:
-                call(min(10.0, within_s))
+                with unmasked():
+                    call(min(10.0, within_s))
                 return
             except KafkaException as error:
                 reason = error.args[0]
@@ -188,8 +190,9 @@ class EpochWriter:
         if producer is None:
             return
         try:
-            producer.purge(in_queue=True, in_flight=True)
-            producer.abort_transaction(_ABORT_S)
+            with unmasked():
+                producer.purge(in_queue=True, in_flight=True)
+                producer.abort_transaction(_ABORT_S)
         except KafkaException as error:
             self.problem = f"aborting a Kafka transaction: {error.args[0].str()}"
         producer.flush(0)

@@ -31,7 +31,7 @@ TerminateBlockers = Annotated[
     bool, typer.Option("--terminate-blockers", help="End the sessions whose transactions stand in the way.")
 ]
 
-SETTLE_S = 3.0  # how long a probe of our own may take to come through before the gates are judged
+SETTLE_S = 3.0  # how long a probe of our own may take to come through, or a role to start, before the gates are judged
 
 
 def turn_to(
@@ -73,7 +73,7 @@ def turn_to(
 
 
 def gates(spec: Spec, direction: Direction) -> list[dict[str, Any]]:
-    """The gates of a turn in the way of `direction`, as `gates` shows them, once the lag is known."""
+    """The gates of a turn in the way of `direction`, as `gates` shows them, once the lag is known and the roles run."""
     sides = context.sides(spec, "gates")
     looking = Watch(spec, sides)
     try:
@@ -90,7 +90,9 @@ def gates(spec: Spec, direction: Direction) -> list[dict[str, Any]]:
 
 def _undecided(document: dict[str, Any], direction: Direction) -> bool:
     way = document["directions"].get(direction.value)
-    return way is not None and way["state"] == "running" and way["lag_seconds"] is None
+    if way is None:
+        return False
+    return way["state"] in ("starting", "waiting") or (way["state"] == "running" and way["lag_seconds"] is None)
 
 
 @contextmanager
