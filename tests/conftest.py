@@ -29,9 +29,17 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is made once is made by one worker: a module's own, and the armed pair that the tests of a room share."""
     for item in items:
         assert isinstance(item, pytest.Function)
-        used = item._fixtureinfo.name2fixturedefs.values()
-        if any(definitions[-1].scope == "module" for definitions in used):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))  # what is made once is made by one worker
-    items.sort(key=lambda item: next((n for n, room in enumerate(ORDER) if room in item.path.parts), len(ORDER)))
+        used = item._fixtureinfo.name2fixturedefs
+        if any(definitions[-1].scope == "module" for definitions in used.values()):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        elif "mooring" in used:
+            item.add_marker(pytest.mark.xdist_group(f"tide_{item.path.parent.name}"))
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> tuple[int, bool]:
+    room = next((n for n, room in enumerate(ORDER) if room in item.path.parts), len(ORDER))
+    return room, item.get_closest_marker("xdist_group") is None
