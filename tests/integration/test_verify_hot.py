@@ -1,7 +1,7 @@
 """Hot rows, a thousand transactions a second over sixty of them: nothing false, and what is wrong is found.
 
-In `make test` for half a minute: thirty thousand transactions, five hundred on each row, while the other workers have
-their turn as well. `make soak` has the ten minutes; SLACKWATER_SOAK_S sets their length.
+In `make test` for two minutes: two thousand transactions on each row, as far as the other workers leave room for them.
+`make soak` has the ten minutes; SLACKWATER_SOAK_S sets their length.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ def nothing_false(loaded: Filling, seconds: int, *, rest_s: float) -> tuple[int,
 
 
 def test_hot_rows_are_no_mismatches(loaded: Filling) -> None:
-    passes, tps = nothing_false(loaded, 30, rest_s=1.0)
+    passes, tps = nothing_false(loaded, 120, rest_s=1.0)
     print(f"\n{passes} passes beside {tps:.0f} transactions a second")
-    assert passes >= 2
+    assert passes >= 8
     assert tps > TPS / 4  # of a machine that four workers share
 
 
