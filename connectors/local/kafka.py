@@ -27,6 +27,7 @@ from connectors.local.binaries import java
 from connectors.local.processes import (
     Identity,
     LocalFailed,
+    exclusive,
     free_port,
     port_is_free,
     read_identity,
@@ -223,22 +224,26 @@ def environment() -> dict[str, str]:
 def formatted_template() -> Path:
     """A formatted, empty data folder; made once by Kafka's own tool, because that takes a Java of its own."""
     template = warmup.build_folder() / "formatted"
-    if not template.exists():
-        draft = template.with_name(f".formatted.{os.getpid()}")
-        properties = draft.with_suffix(".properties")
-        write_properties(properties, draft, 1, 2)
-        class_path = ":".join(map(str, jars.class_path()))
-        arguments = ["kafka.tools.StorageTool", "format", "-t", random_id(), "-c", str(properties)]
-        done = subprocess.run(
-            [str(java()), "-cp", class_path, *arguments], capture_output=True, text=True, check=False, env=environment()
-        )
-        properties.unlink()
-        if done.returncode != 0:
-            raise LocalFailed(f"Kafka's storage could not be formatted: {(done.stderr or done.stdout)[-2000:]}")
-        with contextlib.suppress(OSError):  # another process was first
-            draft.rename(template)
-        shutil.rmtree(draft, ignore_errors=True)
+    with exclusive(template.with_suffix(".lock")):
+        if not template.exists():
+            _make_template(template)
     return template
+
+
+def _make_template(template: Path) -> None:
+    draft = template.with_name(".formatted")
+    shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
+    properties = draft.with_suffix(".properties")
+    write_properties(properties, draft, 1, 2)
+    class_path = ":".join(map(str, jars.class_path()))
+    arguments = ["kafka.tools.StorageTool", "format", "-t", random_id(), "-c", str(properties)]
+    done = subprocess.run(
+        [str(java()), "-cp", class_path, *arguments], capture_output=True, text=True, check=False, env=environment()
+    )
+    properties.unlink()
+    if done.returncode != 0:
+        raise LocalFailed(f"Kafka's storage could not be formatted: {(done.stderr or done.stdout)[-2000:]}")
+    draft.rename(template)
 
 
 def answers(port: int) -> bool:

@@ -18,6 +18,7 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from connectors import local
+from connectors.local import kafka, warmup
 from connectors.local.processes import Identity, until, write_identity
 from tests.fixtures.servers import private_kafka, private_postgres, standby_of, state_folder
 
@@ -130,6 +131,16 @@ def test_a_server_whose_record_was_lost_is_found_and_not_started_twice(folder: P
     assert local.up(folder) == before
     local.down(folder)
     assert processes_of(folder) == []
+
+
+def test_the_first_brokers_ever_start_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is cached yet: one of them makes the formatted folder, the others wait for it."""
+    monkeypatch.setattr(warmup, "build_folder", lambda: tmp_path)
+    (tmp_path / ".formatted").mkdir()  # by a process that was killed
+    with ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(lambda _: kafka.formatted_template(), range(3)))
+    assert {path for path in made if (path / "meta.properties").exists()} == {tmp_path / "formatted"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["formatted", "formatted.lock"]
 
 
 def test_half_an_initdb_is_begun_again(folder: Path) -> None:
