@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from connectors.postgres.session import Connection
+from connectors.postgres.session import Connection, translated
 
 MANY_ROWS = 2_000
 
@@ -36,7 +36,8 @@ select coalesce(array_agg(coalesce(p.relid::oid, r.oid)), '{}')
 
 def trees(conn: Connection, names: Sequence[str]) -> list[int]:
     """The oids of these tables (quoted names), and of their partitions."""
-    row = conn.execute(_TREES, (list(names),)).fetchone()
+    with translated("reading which tables there are"):
+        row = conn.execute(_TREES, (list(names),)).fetchone()
     assert row is not None
     return list(row[0])
 

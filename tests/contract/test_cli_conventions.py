@@ -183,7 +183,6 @@ def test_a_waiver_needs_a_reason_and_a_retry_its_rows(file: str) -> None:
 
 QUESTION = """
 import sys
-import tempfile
 from stream.cli import context
 context.invocation().yes = "--yes" in sys.argv
 context.confirm("drop it all?")

@@ -103,7 +103,7 @@ def test_hot_rows_are_no_mismatches(loaded: Filling) -> None:
     passes, tps = nothing_false(loaded, 120, rest_s=1.0)
     print(f"\n{passes} passes beside {tps:.0f} transactions a second")
     assert passes >= 8
-    assert tps > TPS / 4  # of a machine that four workers share
+    assert tps > TPS / 4  # of a machine that five workers share
 
 
 @pytest.mark.soak
