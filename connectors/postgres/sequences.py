@@ -1,9 +1,10 @@
 """The sequences of a side that is about to open, set past the other side's.
 
 No logical stream carries sequences, and what the applier writes does not move them. `pairs` looks them up in the
-catalogs, before anybody waits; `advance` reads them live and sets them, under the hold, in three round trips.
-Invariant: values are read from the sequences themselves, never from a statistics view, and set for good at once
-(`setval` is outside transactions): an aborted turn leaves a gap, never a repetition.
+catalogs, before anybody waits; `advance` reads them live and sets them, under the hold.
+Invariants: values are read from the sequences themselves, never from a statistics view, and set for good at once
+(`setval` is outside transactions): an aborted turn leaves a gap, never a repetition. They are read and set while the
+side's turn row is locked and says that it is yet to open: a process that wakes late moves nothing that is in use.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from connectors.failpoint import failpoint
+from connectors.postgres import turn as turns
 from connectors.postgres.session import Connection, translated
 from schemas import sequences
+from schemas.direction import Side
 from schemas.names import qualified, quote
 from schemas.plan import Plan
 from schemas.table import Table
@@ -176,20 +180,28 @@ def _column(conn: Connection, table: Table, name: str) -> Column:
     return Column(relation=relation, name=name, indexed=False, scanned=(low, high))
 
 
-def advance(source: Connection, target: Connection, found: Iterable[Pair]) -> list[Moved]:
+def advance(
+    source: Connection, target: Connection, found: Iterable[Pair], *, migration: str, side: Side, turn: int
+) -> list[Moved]:
     """Set each of the target's sequences past the source's, by what both hold at this moment. Under the hold.
 
-    Errors: PrivilegeMissing, Unavailable; what was set before stays set, which does no harm.
+    The target is `side`, which is yet to be opened for `turn`, and stays closed meanwhile.
+    Errors: Superseded when it is not; PrivilegeMissing, Unavailable; what was set before stays set, which does no harm.
     """
     wanted = list(found)
-    with translated("reading the sequences"):
+    if not wanted:
+        return []
+    with translated("setting the sequences"), target.transaction():
+        turns.keep_closed(target, migration, side, turn)
         others = list(dict.fromkeys(s for pair in wanted for s in pair.others))
         there = list(dict.fromkeys(c for pair in wanted for c in pair.there))
         here = list(dict.fromkeys(c for pair in wanted for c in pair.here))
-        read = _read(source, others, there)
-        own = _read(target, [pair.own for pair in wanted], here)
-    moved = [_moved(pair, own, read) for pair in wanted]
-    _set(target, [(pair.own, m.value) for pair, m in zip(wanted, moved, strict=True) if m.value is not None])
+        with translated("reading the sequences"):
+            read = _read(source, others, there)
+            own = _read(target, [pair.own for pair in wanted], here)
+        moved = [_moved(pair, own, read) for pair in wanted]
+        failpoint("turn.before_setval")
+        _set(target, [(pair.own, m.value) for pair, m in zip(wanted, moved, strict=True) if m.value is not None])
     return moved
 
 
@@ -257,8 +269,6 @@ def _whole(text: str | None, *, up: bool) -> int | None:
 
 
 def _set(conn: Connection, values: list[tuple[Found, int]]) -> None:
-    if not values:
-        return
-    with translated("setting the sequences"):
+    if values:
         calls = ", ".join("pg_catalog.setval(%s::pg_catalog.regclass, %s::bigint, true)" for _ in values)
         conn.execute(f"select {calls}".encode(), [x for one, value in values for x in (one.spelled, value)])

@@ -103,6 +103,19 @@ def rows_locked(conn: Connection, migration: str, side: Side) -> Turn | None:
     return control.turn(conn, migration, side, lock=True)
 
 
+def keep_closed(conn: Connection, migration: str, side: Side, turn: int) -> None:
+    """Lock the row of `side`, which is yet to open for `turn`: nobody opens it before the caller's transaction ends.
+
+    Errors: Superseded when it is open, or was for `turn` or a later one: somebody else has turned.
+    """
+    row = rows_locked(conn, migration, side)
+    if row is None or row.open or row.open_turn >= turn:
+        raise Superseded(
+            f"{side} is not to be opened for turn {turn} any more: somebody else has turned the tide",
+            hint="slackwater status",
+        )
+
+
 def changed_at_age_s(conn: Connection, migration: str, side: Side) -> float | None:
     """How long ago the side's row was changed, by its own clock."""
     with translated(f"cannot read when {side} was turned"):

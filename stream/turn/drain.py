@@ -118,7 +118,9 @@ def _compare(t: Turning, what: verify.Ready) -> None:
 def advance(t: Turning, found: Found) -> None:
     """Under the hold: set them past the other side's, and past every value that is there."""
     with t.steps.step("sequences"):
-        moved = sequences.advance(t.conns[t.source], t.conns[t.to], found.pairs)
+        moved = sequences.advance(
+            t.conns[t.source], t.conns[t.to], found.pairs, migration=t.migration, side=t.to, turn=t.turn
+        )
         for one in moved:
             if one.note:
                 t.note(f"sequence {one.sequence}: {one.note}")

@@ -25,6 +25,7 @@ POINTS = (
     "after_token_sent",
     "after_token",
     "after_check",
+    "before_setval",
     "after_sequences",
     "before_intent_commit",
     "after_intent",
