@@ -268,6 +268,11 @@ class Spec(Part):
     def path(self) -> Path | None:
         return self._path
 
+    @property
+    def substituted(self) -> frozenset[str]:
+        """Every value that the environment has put into the file."""
+        return self._document.substituted if self._document else frozenset()
+
     def place(self, *path: str | int) -> str:
         """Where something stands in the file, for a message: `migration.yaml line 12`."""
         return self._document.place(path) if self._document else ".".join(str(p) for p in path)

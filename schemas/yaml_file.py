@@ -22,12 +22,16 @@ _BOOL = "tag:yaml.org,2002:bool"
 
 
 class Document:
-    """`value` is plain data; `lines` has the line (from 1) of every key and list item by its path."""
+    """`value` is plain data; `lines` has the line (from 1) of every key and list item by its path.
 
-    def __init__(self, value: Any, lines: dict[Path, int], name: str) -> None:
+    `substituted` are the values that came from the environment: any of them may be a secret.
+    """
+
+    def __init__(self, value: Any, lines: dict[Path, int], name: str, substituted: frozenset[str]) -> None:
         self.value = value
         self.lines = lines
         self.name = name
+        self.substituted = substituted
 
     def line(self, path: Path) -> int | None:
         """The line of `path`, or of the nearest thing around it that stands in the file."""
@@ -49,8 +53,9 @@ def read(text: str, *, name: str, env: Mapping[str, str]) -> Document:
     except yaml.YAMLError as error:
         raise _not_yaml(error, name) from None  # the parser's own message quotes the line, and a line can hold a secret
     lines: dict[Path, int] = {}
-    value = _Builder(name, env, lines).build(node, ()) if node is not None else {}
-    return Document(value, lines, name)
+    builder = _Builder(name, env, lines)
+    value = builder.build(node, ()) if node is not None else {}
+    return Document(value, lines, name, frozenset(builder.substituted))
 
 
 def _not_yaml(error: yaml.YAMLError, name: str) -> ConfigError:
@@ -67,6 +72,7 @@ class _Builder:
         self._lines = lines
         self._loader = yaml.SafeLoader("")
         self._open: set[int] = set()
+        self.substituted: set[str] = set()
 
     def build(self, node: yaml.Node, path: Path) -> Any:
         line = node.start_mark.line + 1
@@ -119,11 +125,12 @@ class _Builder:
 
     def _variable(self, match: re.Match[str], line: int) -> str:
         name, default = match[1], match[2]
-        if default is not None:
-            return self._env.get(name) or default
+        if default is not None and not self._env.get(name):
+            return default
         if name not in self._env:
             raise ConfigError(
                 f"{self._name} line {line}: the variable {name} is not set",
                 hint=f"set {name} in the environment, or give a default: ${{{name}:-default}}",
             )
+        self.substituted.add(self._env[name])
         return self._env[name]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterable
 from typing import TextIO
 
+from connectors.postgres.session import secrets
+from schemas.spec import Spec
 from stream.clock import from_epoch_seconds, rfc3339
 
 # What a secret looks like wherever it comes from: a library's message, a DSN inside an error.
@@ -37,6 +40,16 @@ class Redaction:
         for pattern, instead in PATTERNS:
             text = pattern.sub(instead, text)
         return text
+
+
+def hidden(spec: Spec) -> list[str]:
+    """Every secret of the file and its environment, for a redaction."""
+    dsns = [spec.old.dsn, spec.new.dsn, spec.backfill.read_from, spec.verify.read_from]
+    found = [s for d in dsns if d is not None for s in secrets(str(d))]
+    for options in (spec.kafka.options, spec.kafka.registry.options):
+        shown = options.shown()
+        found += [value for name, value in options.items() if shown[name] != value]
+    return [*found, os.environ.get("PGPASSWORD", "")]
 
 
 class TextFormat(logging.Formatter):

@@ -9,14 +9,20 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
+from schemas import errors
 from schemas.errors import SlackwaterError
 
 BOTH = ("migration", "direction")
 EPOCH_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 GATE_STATES = ("passed", "failed", "unknown")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+UNEXPECTED = "unexpected"
+ERRORS = (*(n for n, c in vars(errors).items() if isinstance(c, type) and issubclass(c, SlackwaterError)), UNEXPECTED)
+"""The classes that errors are counted by."""
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a `_created` beside every counter and histogram: names that nobody promised
 
 
 @cache
@@ -75,6 +81,8 @@ class Metrics:
         self._pause = self._gauge("pause_seconds", "How long writers were paused by the last turn", "turn")
         if role:
             self.up(role, False)
+            for class_ in ERRORS:  # from 0 on, or an alert would not see the first one as an increase
+                self._errors.labels(*self._own, class_)
 
     def _counter(self, name: str, what: str, *labels: str) -> Counter:
         return Counter(f"slackwater_{name}", what, (*BOTH, *labels), registry=self.registry)
@@ -100,10 +108,9 @@ class Metrics:
         self._verify_rows.labels(*self._own).inc(n)
 
     def error(self, error: BaseException) -> None:
-        """One more error, by its class; not one of ours counts as `unexpected`."""
-        self._errors.labels(
-            *self._own, type(error).__name__ if isinstance(error, SlackwaterError) else "unexpected"
-        ).inc()
+        """One more error, by the class of `schemas.errors` that it belongs to; not one of ours is `unexpected`."""
+        class_ = next((c.__name__ for c in type(error).__mro__ if c.__name__ in ERRORS), UNEXPECTED)
+        self._errors.labels(*self._own, class_).inc()
 
     # What roles know.
 

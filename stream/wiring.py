@@ -16,7 +16,7 @@ from connectors.kafka.scan import Scan
 from connectors.kafka.topics import Topics
 from connectors.kafka.writer import EpochWriter
 from connectors.postgres import control
-from connectors.postgres.session import Connection, connect, secrets, translated
+from connectors.postgres.session import Connection, connect, translated
 from schemas.direction import Direction, Side
 from schemas.errors import ConfigError, SlackwaterError, Unavailable
 from schemas.plan import Plan
@@ -53,19 +53,9 @@ def sides(spec: Spec, application: str) -> Sides:
     return Sides({side: dsn(spec, side) for side in Side}, application=application)
 
 
-def hidden(spec: Spec) -> list[str]:
-    """Every secret of the file and its environment, for the log's redaction."""
-    dsns = [spec.old.dsn, spec.new.dsn, spec.backfill.read_from, spec.verify.read_from]
-    found = [s for d in dsns if d is not None for s in secrets(str(d))]
-    for options in (spec.kafka.options, spec.kafka.registry.options):
-        shown = options.shown()
-        found += [value for name, value in options.items() if shown[name] != value]
-    return [*found, os.environ.get("PGPASSWORD", "")]
-
-
 def log_as(spec: Spec, role: str) -> None:
     """Sets up the process's log as the file wants it."""
-    logs.configure(style=spec.log.format, level=spec.log.level, role=role, secrets=hidden(spec))
+    logs.configure(style=spec.log.format, level=spec.log.level, role=role, secrets=logs.hidden(spec))
 
 
 class Process:

@@ -39,12 +39,16 @@ def pause(
     context.show(answer, f"{what} is paused" + ("" if changed else " already") + (f": {reason}" if reason else ""))
 
 
-def resume(what: What) -> None:
+def resume(
+    what: What,
+    reason: Annotated[str | None, typer.Option(help="Why; kept in the journal.", metavar="TEXT")] = None,
+) -> None:
     """Let go on what was paused, or what has halted and whose cause was put right."""
     spec = context.spec()
     with context.prepared_side(spec, Side.NEW, "resume") as conn, translated("resuming"), conn.transaction():
         changed = brake.resume(conn, spec.migration, what.value)
         # A role that has halted watches the journal for this entry: so it is written whether there was a pause or not.
-        journal.append(conn, spec.migration, actor=context.actor(conn), step="resume", detail={"what": what.value})
+        detail = {"what": what.value, "reason": reason}
+        journal.append(conn, spec.migration, actor=context.actor(conn), step="resume", detail=detail)
     done = f"{what} goes on" if changed else f"{what} was not paused; if it has halted, it tries again now"
-    context.show({"resumed": what.value, "changed": changed}, done)
+    context.show({"resumed": what.value, "reason": reason, "changed": changed}, done)

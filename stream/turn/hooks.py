@@ -1,4 +1,8 @@
-"""The user's own commands around a turn, with what they need to know in their environment."""
+"""The user's own commands around a turn, with what they need to know in their environment.
+
+Invariant: a command can hold secrets, and so can what it says: neither reaches an error or the journal, and what it
+says is told without the values that the file took from the environment.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,12 @@ import subprocess
 from pathlib import Path
 
 from schemas.errors import Aborted
+from stream.logs import Redaction, hidden
 from stream.turn import standing
 from stream.turn.turning import Turning
 
 PATIENCE_S = 120.0
-SHOWN = 400  # characters of what a hook said
+SHOWN = 4_000  # characters of what a hook said
 
 
 def before(t: Turning) -> None:
@@ -57,7 +62,7 @@ def environment(t: Turning, name: str) -> dict[str, str]:
 def _run(t: Turning, name: str, command: str) -> str | None:
     """None when it exits with 0; else a clause that says how it ended."""
     folder: Path | None = t.spec.path.parent if t.spec.path is not None else None
-    t.say(f"hook {name}: {command}")
+    t.say(f"hooks.{name} runs")
     try:
         done = subprocess.run(
             ["/bin/sh", "-c", command],
@@ -66,17 +71,21 @@ def _run(t: Turning, name: str, command: str) -> str | None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
             timeout=PATIENCE_S,
             start_new_session=True,
             check=False,
         )
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as error:
+        _tell(t, error.stdout)
         return f"did not end in {PATIENCE_S:.0f} s"
     except OSError as error:
         return f"could not be started: {error.strerror}"
-    if done.returncode == 0:
-        return None
-    said = done.stdout.strip()[-SHOWN:]
-    return f"exited with {done.returncode}" + (f": {said}" if said else "")
+    _tell(t, done.stdout)
+    return None if done.returncode == 0 else f"exited with {done.returncode}"
+
+
+def _tell(t: Turning, said: bytes | None) -> None:
+    """The end of what a hook said, for whoever looks on."""
+    text = Redaction([*hidden(t.spec), *t.spec.substituted])((said or b"").decode(errors="replace")).strip()
+    if text:
+        t.say(text[-SHOWN:])

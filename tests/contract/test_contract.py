@@ -78,7 +78,7 @@ OPTIONS: dict[str, set[str]] = {
     "status": {"--watch", "--exit-code"},
     "wait": {"--for", "--timeout"},
     "pause": {"--reason", AS},
-    "resume": {AS},
+    "resume": {"--reason", AS},
     "verify": {"--direction", "--table", "--repair", "--continuous", AS, YES},
     "roundtrip": set(),
     "gates": set(),

@@ -125,6 +125,8 @@ def test_a_halted_and_a_paused_role_go_on_when_told(program: Program, shop: Shop
     assert "the nightly report" in forward["stuck"]["cause"]
     assert program.get("apply", "/readyz")[0] == 200
     assert len(customers(shop)) == 2
-    program("resume", "apply")
+    program("resume", "apply", "--reason", "the report is out")
+    told = shop.on_new("select detail ->> 'reason' from slackwater.journal where step = 'resume' order by seq")
+    assert told == [(None,), ("the report is out",)]
     program.until(lambda: len(customers(shop)) == 3)
     program.until(lambda: program.forward()["lag_seconds"] == 0)

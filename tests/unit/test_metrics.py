@@ -6,6 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from schemas.errors import SlotLost
 from stream.metrics import Metrics
+from stream.verify.ground import NotReady
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -53,15 +54,18 @@ def test_one_phase_one_writer_one_state_per_gate() -> None:
 
 def test_what_roles_count() -> None:
     metrics = Metrics("shop", "forward", "apply")
+    assert samples(metrics)["slackwater_errors_total", (("class", "StreamGap"),)] == 0  # so that the first one shows
     metrics.rows("apply", "u", "customer", 7)
     metrics.rows("apply", "u", "customer", 3)
     metrics.epoch("apply", 0.03)
     metrics.error(SlotLost("gone"))
     metrics.error(ZeroDivisionError())
+    metrics.error(NotReady("nobody leads"))
     metrics.up("apply", True)
     found = samples(metrics)
     assert found["slackwater_rows_total", (("op", "u"), ("stage", "apply"), ("table", "customer"))] == 10
     assert found["slackwater_epoch_seconds_count", (("stage", "apply"),)] == 1
     assert found["slackwater_errors_total", (("class", "SlotLost"),)] == 1
     assert found["slackwater_errors_total", (("class", "unexpected"),)] == 1
+    assert found["slackwater_errors_total", (("class", "Unavailable"),)] == 1  # the class of ours that it belongs to
     assert found["slackwater_up", (("role", "apply"),)] == 1
