@@ -55,6 +55,15 @@ def halted(program: Program, direction: str) -> bool:
     return bool(found is not None and found["state"] == "halted")
 
 
+def sent(shop: Shop, lsn: str) -> bool:
+    """Whether the server has sent the forward stream's capture everything up to there."""
+    query = (
+        "select sent_lsn >= %s::pg_lsn from pg_stat_replication r"
+        " join pg_replication_slots s on s.active_pid = r.pid where s.slot_name = %s"
+    )
+    return shop.on_old(query, lsn, shop.slot) == [(True,)]
+
+
 def test_on_new_before_a_cutover(pair: Pair) -> None:
     program, shop = pair.program, pair.shop
     shop.on_new(past("app.customers", "insert into app.customers values (77, 'secret name')"))
@@ -88,6 +97,8 @@ def test_on_old_after_a_cutover(pair: Pair, verb: str) -> None:
         )
     )
     shop.on_old(past("shop.customers", "insert into shop.customers values (51, 'another')"))
+    ((end_lsn,),) = shop.on_old("select pg_current_wal_insert_lsn()::text")
+    program.until(lambda: sent(shop, end_lsn))
     os.kill(capture, signal.SIGCONT)
     program.until(lambda: halted(program, "forward"))
     keys = sorted(int(key["id"]) for _, _, key, _ in listed(program))

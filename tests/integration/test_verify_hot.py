@@ -71,7 +71,7 @@ def hot(dsn: str, seconds: int) -> Iterator[subprocess.Popen[str]]:
     """The load, for so long; its report is on its stdout."""
     program = [
         *(str(local.binary("pgbench")), "-n", "-c", "8", "-j", "2", "-R", str(TPS), "-T", str(seconds)),
-        *("--max-tries", "10", "-f", str(SCRIPT), dsn),
+        *("-M", "prepared", "--max-tries", "10", "-f", str(SCRIPT), dsn),
     ]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as load:
         try:
