@@ -31,7 +31,8 @@ class Snapshot(NamedTuple):
     def full(self, xid: int) -> int:
         """The 64 bits of a 32-bit id: of all that end in these bits, the one nearest to xmax.
 
-        Right for as long as it is within two thousand million transactions of xmax, which PostgreSQL itself enforces.
+        Right while it is within two thousand million transactions of xmax: PostgreSQL keeps those of a stream so, back
+        from a snapshot that is taken now. Of what comes after a snapshot that is kept, the caller has to know better.
         """
         behind = (self.xmax - xid) % _WRAP
         return self.xmax - behind if behind < _HALF else self.xmax + _WRAP - behind

@@ -35,7 +35,7 @@ from stream.state import advance, phase
 
 REVERSE = Direction.REVERSE
 NOTHING_SEEN = "3:3:"
-"""A snapshot that shows no transaction: rows of a table without a key are right up to the slot's beginning."""
+"""A load's snapshot, where nothing was loaded: rows of a table without a key are right up to the slot's beginning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,8 +43,9 @@ class Keyless:
             state = e.states[load.name]
             if state.snapshot is None:
                 continue  # its chunk will show all of this: a chunk shows everything that was applied before it
-            seen = Snapshot.parse(state.snapshot)
-            self._apply(load, [c for c in changes if not seen.shows(c.xid)])
+            seen, newest = Snapshot.parse(state.snapshot), state.newest_lsn
+            # What committed past the load is not in it, whatever its id: ids come round again.
+            self._apply(load, [c for c in changes if c.position.commit_lsn > newest or not seen.shows(c.xid)])
 
     def _apply(self, load: Load, changes: Iterable[Change]) -> None:
         e = self._engine
