@@ -340,7 +340,7 @@ class Backfill:
                     return 0
             if troubles >= MAX_CONTENDED and not isinstance(error, TooEarly):
                 raise
-            waits = claim and session.reader.wait_reason(claim.work.barrier, session.loads.applied())
+            waits = claim and session.reading(claim.chunk).wait_reason(claim.work.barrier, session.loads.applied())
             self._waits[threading.current_thread().name] = waits or error.cause
             self._ended.wait(min(2.0, 0.1 * 2**troubles))
             return min(troubles + 1, MAX_CONTENDED)

@@ -7,6 +7,7 @@ was stopped and wakes late.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from connectors.failpoint import failpoint
 from connectors.postgres.chunks import Reader, Snapshot, TooLarge
 from connectors.postgres.control import Checkpoint
-from connectors.postgres.ranges import Kind
+from connectors.postgres.ranges import Chunk, Kind
 from connectors.postgres.session import cancel, connect, translated
 from schemas.errors import RowRejected, SlackwaterError, Unavailable
 from schemas.plan import Plan
@@ -47,33 +48,44 @@ MAX_COLLISIONS = 5  # violations of a unique constraint that the stream may yet 
 
 
 class Session:
-    """A worker's sessions: its reader on the source, its engine on the target."""
+    """A worker's sessions: its readers on the source, its engine on the target."""
 
     def __init__(self, source_dsn: str, target_dsn: str, replica_dsn: str | None, plan: Plan) -> None:
-        self.target = connect(target_dsn, application=APPLICATION, settings=TARGET_SESSION)
-        try:
+        with contextlib.ExitStack() as stack:
+            self.target = stack.enter_context(
+                contextlib.closing(connect(target_dsn, application=APPLICATION, settings=TARGET_SESSION))
+            )
             self.engine = Engine(self.target, plan)
             self.loads = Loads(self.target, plan.migration, plan.direction)
             checkpoint = self.engine.target.checkpoint()
-            self.reader = Reader(
-                source_dsn,
-                replica_dsn=replica_dsn,
-                system_id=checkpoint.system_id,
-                timeline=checkpoint.timeline,
-                application=APPLICATION,
-            )
-        except BaseException:
-            self.target.close()
-            raise
+
+            def reader(replica_dsn: str | None) -> Reader:
+                opened = Reader(
+                    source_dsn,
+                    replica_dsn=replica_dsn,
+                    system_id=checkpoint.system_id,
+                    timeline=checkpoint.timeline,
+                    application=APPLICATION,
+                )
+                return stack.enter_context(contextlib.closing(opened))
+
+            self.reader = reader(replica_dsn)
+            self._whole = self.reader if replica_dsn is None else reader(None)
+            self._sessions = stack.pop_all()
 
     def close(self) -> None:
-        self.reader.close()
-        self.target.close()
+        self._sessions.close()
 
     def cancel(self) -> None:
         """From another thread: end what runs on either side; nothing of it stays."""
         cancel(self.target)
-        cancel(self.reader.rows)
+        for reader in {self.reader, self._whole}:
+            cancel(reader.rows)
+
+    def reading(self, chunk: Chunk) -> Reader:
+        """Who reads it. A whole table (it has no key) comes from the primary: by its snapshot the stream tells what was
+        loaded, and a replica's does not name the transactions that run."""
+        return self._whole if chunk.kind is Kind.WHOLE else self.reader
 
     @contextmanager
     def transaction(
@@ -157,7 +169,7 @@ class Loader:
     def _copy(self, claim: Claim, at: Checkpoint) -> Read:
         """The chunk's rows, from a snapshot that obeys the rule, into its staging table."""
         work, whole = claim.work, claim.chunk.kind is Kind.WHOLE
-        reader, space = self._s.reader, work.space
+        reader, space = self._s.reading(claim.chunk), work.space
         with reader.snapshot(space.table, work.barrier, at.end_lsn, timeout_s=0 if whole else CHUNK_TIMEOUT_S) as shown:
             self._newest = shown.lsn
             failpoint("backfill.after_snapshot")
