@@ -114,6 +114,11 @@ class Assembly:
         return not (self._open or self.strays) and self._drafts.waiting
 
     @property
+    def whole(self) -> bool:
+        """No transaction is open."""
+        return not self._open
+
+    @property
     def bare(self) -> bool:
         """Nothing of ours is waiting: all that ends at or below `reached` was emitted, or is not ours."""
         return not (self._open or self._drafts.waiting or self.strays) and self._run is None
@@ -283,7 +288,7 @@ class Assembly:
             self._echoing = self._sifting = True
             if not self._mirrors:
                 self._skip = EVERYTHING
-            self._apart()
+            self._apart(echo=True)
         elif self._fresh:
             self._begin_rows()
         if not message.prefix.startswith(OURS) or not self._addressed(message.content):
@@ -305,34 +310,28 @@ class Assembly:
         """The first that is seen of a transaction is no echo mark: it is nobody's echo."""
         self._fresh = False
         self._sifting = self._closed or bool(self.strays)
-        self._apart()
+        self._apart(echo=False)
 
-    def _apart(self) -> None:
+    def _apart(self, *, echo: bool) -> None:
         """An epoch is wholly echo or wholly not: what waits and is of the other kind goes first."""
         if self._skip == EVERYTHING or self.strays:
             return
-        if self._drafts.echo is not self._echoing and self._drafts.waiting:
+        if self._drafts.echo is not echo and self._drafts.waiting:
             self._close()
-        self._drafts.echo = self._echoing
+        self._drafts.echo = echo
 
     def _keeps(self, route: Route, frame: bytes, op: Op, seq: int) -> bool:
         """Whether a row of the open transaction is published although others of it are not."""
+        foreign = self._closed and not self._echoing and route.table != CANARY
+        if foreign and not self.strays.known(at := Position(self._commit_lsn, seq)):
+            if self._drafts.whole:
+                self._split()  # what was committed before it is whole, and goes
+            self.strays.add(route, frame, op, at, self._commit_us / 1e6)
         if self.strays:  # from the first of them on, nothing is
-            if not self._echoing and self._closed and route.table != CANARY:
-                self.strays.add(route, frame, op, Position(self._commit_lsn, seq), self._commit_us / 1e6)
             return False
-        if self._echoing:
-            return route.table in self._mirrors
-        if route.table == CANARY:
-            return True
-        if self.strays.known(self._commit_lsn):
-            self._echoing = True
-            self._apart()
-            return route.table in self._mirrors
-        if self._drafts.waiting:
-            self._split()  # what was committed before it is whole, and goes
-        self.strays.add(route, frame, op, Position(self._commit_lsn, seq), self._commit_us / 1e6)
-        return False
+        if foreign:  # decided about: for the mirrors alone, like an echo
+            self._apart(echo=True)
+        return route.table in self._mirrors or not (foreign or self._echoing)
 
     def _turned(self, content: str) -> None:
         """Our side was closed to the application, or opened to it."""

@@ -240,7 +240,7 @@ class Reader:
                 frames = self._stream.read(self._patience_s())
                 if frames:
                     self._assembly.take(frames)
-                if self._assembly.strays.ripe(at_rest=self._stream.at_rest):
+                if self._assembly.strays.ripe(whole=self._assembly.whole, at_rest=self._stream.at_rest):
                     self._stray()
                 self._note()
                 self._close()

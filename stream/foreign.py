@@ -142,12 +142,10 @@ def _keys(rows: Sequence[Recorded], verb: str) -> Keys:
             f"{', '.join(nameless)} was truncated, or has no key: which rows it was about cannot be told",
             hint=f"{instead}; then `slackwater foreign-writes {verb} --done-by-hand`, which takes your word for it",
         )
-    found: Keys = defaultdict(list)
+    found: dict[str, dict[tuple[object, ...], dict[str, str | None]]] = defaultdict(dict)
     for row in rows:
-        key = dict(row.key)
-        if key not in found[row.source]:
-            found[row.source].append(key)
-    return found
+        found[row.source].setdefault(tuple(row.key.items()), dict(row.key))
+    return {table: list(keys.values()) for table, keys in found.items()}
 
 
 def _target_key(plan: Plan, table: str, key: dict[str, str | None]) -> dict[str, str | None]:

@@ -71,14 +71,16 @@ class Queue:
 
     def read(self, load: str, keys: Sequence[Key]) -> None:
         """They are read: out of the queue, and out of the quarantine those that an operator sent here."""
+        found = [json.dumps(dict(k)) for k in keys]
         with translated("emptying the reread queue"):
-            self._conn.execute(
-                "with k as (select jsonb_array_elements(%s::jsonb) as key), gone as ("
-                " delete from slackwater.reread r using k where migration = %s and direction = %s and load = %s"
-                " and r.key = k.key)"
-                " delete from slackwater.quarantine q using k where migration = %s and direction = %s and load = %s"
-                " and q.key = k.key and state = 'retrying'",
-                (_json(keys), *self._id, load, *self._id, load),
+            self._conn.execute(  # planned with the keys in sight: as a hash, not row by row
+                "with gone as (delete from slackwater.reread"
+                " where migration = %s and direction = %s and load = %s and key = any(%s::jsonb[]))"
+                " delete from slackwater.quarantine"
+                " where migration = %s and direction = %s and load = %s and key = any(%s::jsonb[])"
+                " and state = 'retrying'",
+                (*self._id, load, found, *self._id, load, found),
+                prepare=False,
             )
 
     def refused(self, load: str, key: Key, lsn: Lsn, error: RowRejected) -> bool:

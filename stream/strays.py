@@ -16,7 +16,7 @@ from connectors.postgres.foreign import ForeignRow
 from connectors.postgres.pgoutput import TRUNCATE
 from schemas.change import Op
 from schemas.errors import Halt
-from schemas.position import Lsn, Position, format_lsn
+from schemas.position import ZERO, Lsn, Position, format_lsn
 from stream.relations import Route
 
 LIMIT: Final = 10_000
@@ -25,44 +25,47 @@ PATIENCE_S: Final = 5.0
 
 
 class Strays:
-    """What was gathered. `decided(commit_lsn)` asks whether somebody has decided about that transaction."""
+    """What was gathered. `decided(commit_lsn)` is the last ordinal of that transaction up to which somebody has decided
+    about its rows; -1 where nobody has.
+    """
 
-    def __init__(self, side: str, decided: Callable[[Lsn], bool]) -> None:
+    def __init__(self, side: str, decided: Callable[[Lsn], int]) -> None:
         self._side = side
         self._decided = decided
-        self._answers: dict[Lsn, bool] = {}
+        self._answer: tuple[Lsn, int] = (ZERO, -1)
         self._since = 0.0
         self.rows: list[ForeignRow] = []
 
     def __bool__(self) -> bool:
         return bool(self.rows)
 
-    def known(self, commit_lsn: Lsn) -> bool:
-        """Whether the transaction was decided about. (Asked once: the stream halts before an answer can change.)"""
-        if commit_lsn not in self._answers:
-            self._answers = {commit_lsn: self._decided(commit_lsn)}
-        return self._answers[commit_lsn]
+    def known(self, at: Position) -> bool:
+        """Whether the row was decided about. (Asked once per transaction: the stream halts before that can change.)"""
+        if self._answer[0] != at.commit_lsn:
+            self._answer = (at.commit_lsn, self._decided(at.commit_lsn))
+        return at.seq <= self._answer[1]
 
     def add(self, route: Route, frame: bytes, op: Op, at: Position, committed_at: float) -> None:
         """One more. An update that changes the key is two: the row that went, and the one that came."""
         if not self.rows:
             self._since = time.monotonic()
         if len(self.rows) >= LIMIT:
-            return  # what was not gathered is met again, and gathered then
+            return  # decided about are the rows before it: it is met again then, and gathered
         for key in _keys(route, frame, op):
             self.rows.append(ForeignRow(source=route.table, key=key, op=op, position=at, committed_at=committed_at))
 
-    def ripe(self, *, at_rest: bool) -> bool:
-        """Whether to stop gathering."""
-        full = len(self.rows) >= LIMIT or time.monotonic() - self._since > PATIENCE_S
-        return bool(self.rows) and (at_rest or full)
+    def ripe(self, *, whole: bool, at_rest: bool) -> bool:
+        """Whether to stop gathering. `whole`: no transaction is open; one is listed whole where it is not too large."""
+        long = time.monotonic() - self._since > PATIENCE_S
+        return len(self.rows) >= LIMIT or (bool(self.rows) and whole and (at_rest or long))
 
     def halt(self) -> Halt:
         tables = sorted({r.source for r in self.rows})
         first = min(r.position.commit_lsn for r in self.rows)
+        more = ", and perhaps more of them: the next are listed once these are decided about"
         return Halt(
             f"{len(self.rows)} rows of {', '.join(tables)} were written to {self._side} while it was closed, the first"
-            f" in the transaction that committed at {format_lsn(first)}",
+            f" in the transaction that committed at {format_lsn(first)}{more if len(self.rows) >= LIMIT else ''}",
             hint="`slackwater foreign-writes list` names them; find out who passed the fence, then `slackwater"
             " foreign-writes accept` or `discard`",
         )

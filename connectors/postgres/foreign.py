@@ -57,15 +57,18 @@ def record(conn: Connection, migration: str, side: Side, rows: Iterable[ForeignR
         conn.execute(_RECORD, (migration, side.value, json.dumps(documents)))
 
 
-def decided(conn: Connection, migration: str, side: Side, commit_lsn: int) -> bool:
-    """Whether somebody has decided about the transaction that committed there."""
+def decided(conn: Connection, migration: str, side: Side, commit_lsn: int) -> int:
+    """The ordinal up to which somebody has decided about the transaction that committed there; -1: about nothing of it.
+
+    Rows are recorded in their order, and of a large transaction only the first ones at a time.
+    """
     with translated("looking for a decision about foreign writes"):
-        row = conn.execute(
-            "select count(*) > 0 and bool_and(state <> 'open') from slackwater.foreign_write"
+        row: Any = conn.execute(
+            "select coalesce(min(seq) filter (where state = 'open') - 1, max(seq), -1) from slackwater.foreign_write"
             " where migration = %s and side = %s and commit_lsn = %s::pg_lsn",
             (migration, side.value, format_lsn(commit_lsn)),
         ).fetchone()
-    return row == (True,)
+    return int(row[0])
 
 
 def waiting(conn: Connection, migration: str, side: Side) -> int:

@@ -186,8 +186,8 @@ class Observer:
         with translated("writing the canary"):
             canary.sing(self._conn, migration)
 
-    def decided(self, migration: str, side: Side, commit_lsn: Lsn) -> bool:
-        """Whether somebody has decided about the foreign writes of the transaction that committed there."""
+    def decided(self, migration: str, side: Side, commit_lsn: Lsn) -> int:
+        """The ordinal up to which the foreign writes of the transaction that committed there were decided about."""
         return foreign.decided(self._conn, migration, side, commit_lsn)
 
     def record_strays(self, migration: str, side: Side, rows: Iterable[foreign.ForeignRow]) -> None:

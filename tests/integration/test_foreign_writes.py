@@ -66,19 +66,24 @@ def sent(shop: Shop, lsn: str) -> bool:
 
 def test_on_new_before_a_cutover(pair: Pair) -> None:
     program, shop = pair.program, pair.shop
-    shop.on_new(past("app.customers", "insert into app.customers values (77, 'secret name')"))
+    shop.on_new(past("app.customers", "insert into app.customers values (77, 'secret name'), (78, 'secret too')"))
     program.until(lambda: halted(program, "reverse"))
+    shop.on_new("delete from slackwater.foreign_write where key ->> 'id' = '78'")  # as if a list held no more than one
     assert listed(program) == [("new", "customers", {"id": "77"}, "c")]
     status = program.status()
     assert status["foreign_writes"]["rows"] == 1
     assert "written to new while it was closed" in status["directions"]["reverse"]["last_error"]["cause"]
     assert "secret" not in json.dumps(status) + program.log
     program("foreign-writes", "discard", "--reason", "a test", "--yes")
+    program.until(lambda: program.status()["foreign_writes"]["rows"] == 1)
+    assert listed(program) == [("new", "customers", {"id": "78"}, "c")]
+    program.until(lambda: halted(program, "reverse"))
+    program("foreign-writes", "discard", "--reason", "a test", "--yes")
     program.until(lambda: same(shop))
     program.until(lambda: not halted(program, "reverse"))
     drain(shop, Direction.REVERSE)
     assert listed(program) == []
-    assert shop.on_old("select count(*) from shop.customers where id = 77") == [(0,)]
+    assert shop.on_old("select count(*) from shop.customers where id in (77, 78)") == [(0,)]
 
 
 @pytest.mark.parametrize("verb", ["accept", "discard"])
@@ -119,6 +124,27 @@ def test_on_old_after_a_cutover(pair: Pair, verb: str) -> None:
     shop.on_old("insert into shop.customers values (90, 'after')")
     drain(shop, Direction.FORWARD)
     assert same(shop)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("verb", ["accept", "discard"])
+def test_more_than_one_list_holds(pair: Pair, verb: str) -> None:
+    """What is left over of a transaction is listed once the first rows of it were decided about, and not before."""
+    program, shop = pair.program, pair.shop
+    turn_to(shop, Side.NEW)
+    shop.on_old(
+        past("shop.customers", "insert into shop.customers select i, 'stray' from generate_series(101, 10350) i")
+    )
+    for count in (10_000, 250):
+        program.until(lambda: halted(program, "forward"))
+        program.until(lambda count=count: program.status()["foreign_writes"]["rows"] == count)  # type: ignore[misc]
+        program("foreign-writes", verb, "--reason", "a test", "--yes")
+        assert program.status()["foreign_writes"]["rows"] == 0
+    program.until(lambda: not halted(program, "forward"))
+    drain(shop, Direction.FORWARD)
+    drain(shop, Direction.REVERSE)
+    program.until(lambda: same(shop))
+    assert shop.on_old("select count(*) from shop.customers where id > 100") == [(10_250 if verb == "accept" else 0,)]
 
 
 @pytest.mark.soak
