@@ -4,7 +4,7 @@
     |-- ConfigError            the file or the command line is wrong                       exit 2
     |   `-- MappingError       one mapping in the file is wrong
     |-- Refused                the answer is no; every reason is listed                    exit 3
-    |-- Aborted                given up before anything was changed                        exit 4
+    |-- Aborted                given up, or stopped, where nothing is lost by it           exit 4
     |-- Ambiguous              the state could not be proven                               exit 5
     |-- Unavailable            a server did not answer; trying again is right              BACKOFF
     |   `-- Contended          deadlock, serialization failure, lock timeout               BACKOFF
@@ -69,7 +69,7 @@ class Refused(SlackwaterError):
 
 
 class Aborted(SlackwaterError):
-    """A turn was given up before its point of no return: the side that was open is open, and nothing is lost."""
+    """Given up, or told to stop, where that is safe: the side that was open is open, and nothing is lost."""
 
     exit_code = 4
 

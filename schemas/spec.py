@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -247,6 +248,7 @@ class Spec(Part):
     tables: list[TableEntry] = Field(default_factory=list)
     reverse: list[ReverseEntry] = Field(default_factory=list)
     _path: Path | None = PrivateAttr(None)
+    _given: Path | None = PrivateAttr(None)
     _document: yaml_file.Document | None = PrivateAttr(None)
 
     @field_validator("migration", mode="before")
@@ -267,6 +269,11 @@ class Spec(Part):
     @property
     def path(self) -> Path | None:
         return self._path
+
+    @property
+    def command(self) -> str:
+        """How a verb is called on this file from where it was called now: `slackwater -c deploy/shop.yaml`."""
+        return f"slackwater -c {shlex.quote(str(self._given or 'migration.yaml'))}"
 
     @property
     def substituted(self) -> frozenset[str]:
@@ -317,6 +324,7 @@ def load_spec(path: Path, env: Mapping[str, str]) -> Spec:
     text = _read(path, str(path), "give the file with -c or SLACKWATER_CONFIG; `slackwater init` prints a first one")
     spec = parse_spec(text, name=path.name, env=env, folder=path.resolve().parent)
     spec._path = path.resolve()
+    spec._given = path
     return spec
 
 

@@ -60,8 +60,8 @@ def arm(
     """Build the reverse direction, or complete it, and wait until it is proven.
 
     `timeout_s` bounds the wait for the roles and the canary, `slot_timeout_s` that for open transactions.
-    Errors: Refused with every reason; Aborted when the proof does not come in time, and what was built stays;
-    Contended while others hold a table, or the slot has to wait for too long.
+    Errors: Refused with every reason; Aborted when the slot or the proof has to wait for too long, or when told to
+    stop, and what was built stays; Contended while others hold a table.
     """
     began = time.monotonic()
     with groundwork.at_work(
@@ -91,14 +91,14 @@ def _may(spec: Spec, new: Connection) -> tuple[Prepared, Phase]:
     """Refused before every row is there, and with another file than the prepared one."""
     row = control.migration(new, spec.migration)
     if row is None:
-        raise Refused(f"migration {spec.migration} is not prepared", hint="slackwater prepare")
+        raise Refused(f"migration {spec.migration} is not prepared", hint=f"{spec.command} prepare")
     prepared = Prepared.from_json(row.prepared)
     now = phase(new, spec.migration)
     if now not in (Phase.STREAMING, Phase.ARMED, Phase.SWITCHING, Phase.SWITCHED):
-        hint = "slackwater wait --for phase=streaming, then arm"
+        hint = f"{spec.command} wait --for phase=streaming"
         raise Refused(
             f"migration {spec.migration} is {now}: the way back is built once every row is there",
-            hint=hint if now in (Phase.PREPARED, Phase.BACKFILLING) else "slackwater status",
+            hint=hint if now in (Phase.PREPARED, Phase.BACKFILLING) else f"{spec.command} status",
         )
     if spec.fingerprint != prepared.fingerprint:
         raise Refused(

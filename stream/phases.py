@@ -49,7 +49,7 @@ def require(current: Phase, to: Phase) -> None:
         after = ", ".join(sorted(TRANSITIONS[current])) or "nothing"
         raise Refused(
             f"a migration that is {current} cannot become {to}: after {current} comes {after}",
-            hint="slackwater status says where the migration stands and what is next",
+            hint="`slackwater status` says where the migration stands and what is next",
         )
 
 

@@ -58,8 +58,8 @@ def prepare(
     """Prepare the migration, or complete, or change what was prepared.
 
     `say` hears each step as it is done; `confirm` is asked before a target is emptied, and raises to say no.
-    Errors: Refused with every reason that `check` finds; Contended while others hold a table, or the slot has to wait
-    for longer than `slot_timeout_s`; SlotLost and Halt when what was prepared is no longer what it was.
+    Errors: Refused with every reason that `check` finds; Contended while others hold a table; Aborted when the slot has
+    to wait for longer than `slot_timeout_s`; SlotLost and Halt when what was prepared is no longer what it was.
     """
     with groundwork.at_work(
         spec,

@@ -63,9 +63,9 @@ class Proof:
             idle = self._idle(*(["backfill"] if name == "mirrors" else []))
             self._tell(idle or what)
             if self._stop.wait(POLL_S) or (give_up is not None and time.monotonic() > give_up):
-                halted = idle or what
+                stopped = "stopped: " if self._stop.is_set() else ""
                 raise Aborted(
-                    f"the way back is built but not proven: {halted}",
+                    f"{stopped}the way back is built but not proven: {idle or what}",
                     hint="see that `slackwater run` is running (slackwater status says what holds it up), then arm"
                     " again: it goes on from here; old is open as before",
                 )

@@ -331,7 +331,7 @@ def _switching(home: NewLook | None, writes: str | None) -> Document | None:
 
 def _next(document: Document, gates: list[Gate], spec: Spec) -> str | None:
     """The one command that helps most now; None when there is nothing to do but let it run."""
-    c = f"slackwater -c {spec.path.name if spec.path else 'migration.yaml'}"
+    c = spec.command
     if document["phase"] is None or document["errors"]:
         return None
     if document["phase"] == Phase.PLANNED.value:

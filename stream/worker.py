@@ -31,7 +31,7 @@ SETTLED_S = 60.0  # a role that ran for so long has got over its last error
 IDLE_S = 5.0  # how often a role that had nothing left to do is asked again
 RESUME_POLL_S = 2.0
 
-DONE, FAILED = 0, 1
+DONE, FAILED, ABORTED = 0, 1, 4
 
 COLLECT_AFTER = 100_000  # containers made and not yet freed
 
@@ -182,9 +182,9 @@ def where(error: BaseException) -> str:
 def stop_on_signals(stop: threading.Event, reload: Callable[[], None]) -> None:
     """SIGTERM and SIGINT stop at the next safe point; a second one ends the process at once. SIGHUP calls `reload`."""
 
-    def end(signum: int, _frame: object) -> None:
+    def end(_signum: int, _frame: object) -> None:
         if stop.is_set():
-            os._exit(128 + signum)
+            os._exit(ABORTED)
         stop.set()
 
     signal.signal(signal.SIGTERM, end)

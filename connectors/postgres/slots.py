@@ -17,7 +17,7 @@ from psycopg import errors, sql
 
 from connectors.postgres import session
 from connectors.postgres.session import Connection, translated
-from schemas.errors import Contended, Halt, PrivilegeMissing, Refused
+from schemas.errors import Aborted, Contended, Halt, PrivilegeMissing, Refused
 from schemas.position import Lsn, parse_lsn
 
 Relation = tuple[str, str]
@@ -226,19 +226,22 @@ def create_slot(
     """Create the logical slot for pgoutput and return its consistent point.
 
     The server waits for every transaction that is open now, in any database; `waiting` hears each two seconds of whom.
-    Errors: Contended after `timeout_s` or when `stop` is set (nothing is left behind), Refused when no slot is free.
+    Errors: Aborted, with whom it waited for, after `timeout_s` or when `stop` is set (nothing is left behind);
+    Refused when no slot is free.
     """
     with session.connect(dsn, application="slackwater prepare") as conn, session.connect(dsn) as observer:
         result: list[Lsn | BaseException] = []
         creating = threading.Thread(target=_create, args=(conn, name, result), name="create slot", daemon=True)
         creating.start()
         begun = time.monotonic()
+        waited_for: list[Blocker] = []
         try:
             while creating.is_alive():
                 creating.join(2.0 if stop is None else 0.5)
                 waited_s = time.monotonic() - begun
                 if creating.is_alive() and waited_s >= 1.0:
-                    waiting(blockers(observer, conn.info.backend_pid))
+                    waited_for = blockers(observer, conn.info.backend_pid)
+                    waiting(waited_for)
                 if (timeout_s is not None and waited_s > timeout_s) or (stop is not None and stop.is_set()):
                     break
         finally:
@@ -247,10 +250,12 @@ def create_slot(
                 creating.join()
     outcome = result[0]
     if isinstance(outcome, errors.QueryCanceled):
-        raise Contended(
-            f"creating replication slot {name} was given up after {time.monotonic() - begun:.0f} s:"
-            " transactions that were open before it have not ended",
-            hint="end the transactions named above, then run this again",
+        asked = stop is not None and stop.is_set()
+        raise Aborted(
+            f"creating replication slot {name} was {'stopped' if asked else 'given up'} after"
+            f" {time.monotonic() - begun:.0f} s: transactions that were open before it have not ended",
+            reasons=tuple(f"open: {blocker}" for blocker in waited_for),
+            hint="run this again: it goes on from here, once the transactions that were open have ended",
         ) from outcome
     if isinstance(outcome, BaseException):
         raise outcome

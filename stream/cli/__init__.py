@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -282,9 +283,9 @@ def application(argv: list[str]) -> typer.Typer:
         """Move a live PostgreSQL application from an old schema to a new one, without stopping it."""
         invocation().config = config
 
-    named = {v.name for v in VERBS} & set(argv)
+    named = _verb(argv)
     present = [v for v in VERBS if importlib.util.find_spec(f"stream.cli.{v.module}") is not None]
-    for verb in [v for v in present if (not named and "--version" not in argv) or v.name in named]:
+    for verb in [named] if named else [] if "--version" in argv else present:
         _register(app, verb)
     return app
 
@@ -322,7 +323,10 @@ def _with_common(function: Callable[..., Any], verb: Verb) -> Callable[..., Any]
             value = values.pop(name, default) if name in added else values.get(name, default)
             if value != default:
                 setattr(invocation(), field, value)
-        return function(**values)
+        try:
+            return function(**values)
+        except KeyboardInterrupt:  # not left to typer, which would exit with a status of its own
+            raise _interrupted() from None
 
     extra = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=COMMON[flag][1], default=COMMON[flag][2])
@@ -343,6 +347,7 @@ def _flags(option: object) -> tuple[str, ...]:
 def main(argv: list[str] | None = None) -> None:
     """The console script. Every way out is an exit status of `exits`; a traceback only under --debug."""
     argv = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, where a verb does not see to both
     sys.exit(_run(argv))
 
 
@@ -361,8 +366,8 @@ def _run(argv: list[str]) -> int:
             _explain(SlackwaterError(_said(error), hint=f"{_prefix(argv)} --help"), argv)
         return exits.USAGE
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("slackwater: interrupted", err=True)
-        return exits.INTERRUPTED
+        _explain(_interrupted(), argv)
+        return exits.ABORTED
     except BrokenPipeError:
         return exits.FAILED
     except Exception as error:  # noqa: BLE001 the last resort: nobody is shown a traceback who did not ask for it
@@ -375,13 +380,24 @@ def _run(argv: list[str]) -> int:
     return answer if isinstance(answer, int) else exits.DONE
 
 
+def _interrupted() -> Aborted:
+    return Aborted("interrupted", hint="nothing is lost by it: run it again, and it goes on from where it stands")
+
+
 def _said(error: Exception) -> str:
     format_message: Callable[[], str] = getattr(error, "format_message", error.__str__)
     return format_message()
 
 
 def _verb(argv: list[str]) -> Verb | None:
-    return next((v for v in VERBS if v.name in argv), None)
+    """The verb of a command line: its first word that is no option, and no option's value."""
+    words = iter(argv)
+    for word in words:
+        if word in ("-c", "--config"):  # the only option that stands before a verb and takes a value
+            next(words, None)
+        elif not word.startswith("-"):
+            return next((v for v in VERBS if v.name == word), None)
+    return None
 
 
 def _prefix(argv: list[str]) -> str:
@@ -401,10 +417,12 @@ def _explain(error: SlackwaterError, argv: list[str]) -> None:
     if invocation().debug:
         traceback.print_exception(error)
     verb = _verb(argv)
-    if verb is not None and verb.turns and (invocation().json or "--json" in argv):
+    if not (invocation().json or "--json" in argv):
+        return
+    if verb is not None and verb.turns:
         from stream.cli.answer import failed
 
         typer.echo(document(failed(error)))
-    elif invocation().json:
+    else:
         told = {"cause": redact(error.cause), "remedy": redact(error.hint), "reasons": [redact(r) for r in reasons]}
         typer.echo(document({"error": told}))

@@ -16,7 +16,7 @@ from schemas.spec import Spec
 from stream.cli import context
 from stream.logs import Redaction
 from stream.status import current_turn, who_writes
-from stream.turn.outcome import result_of
+from stream.turn.outcome import follows, result_of, runnable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,9 @@ def answered(spec: Spec, verb: str, work: Callable[[], Answer]) -> None:
         answer = work()
     except SlackwaterError as error:
         if context.invocation().json:
-            context.show(_document(spec, verb, failed(error)), "")
+            again = context.command(spec, verb)
+            told = failed(error) | {"next": follows(result_of(error), error.hint, command=spec.command, again=again)}
+            context.show(_document(spec, verb, told), "")
             context.note(f"slackwater: {Redaction()(str(error))}")
             raise typer.Exit(error.exit_code) from error
         raise
@@ -56,7 +58,7 @@ def answered(spec: Spec, verb: str, work: Callable[[], Answer]) -> None:
 def failed(error: SlackwaterError) -> dict[str, Any]:
     """The document of an error that came before anybody could look who takes writes."""
     redact = Redaction()
-    reasons = error.reasons if isinstance(error, Refused | Aborted) else ()
+    reasons = (error.reasons if isinstance(error, Refused | Aborted) else ()) or (error.cause,)
     return {
         "result": result_of(error),
         "writes": None,
@@ -65,7 +67,7 @@ def failed(error: SlackwaterError) -> dict[str, Any]:
         "steps": [],
         "reasons": [redact(reason) for reason in reasons],
         "error": {"cause": redact(error.cause), "remedy": redact(error.hint)},
-        "next": None,
+        "next": runnable(error.hint),
     }
 
 

@@ -26,8 +26,8 @@ def arm(
 ) -> None:
     """Build the reverse direction and prove it: a row goes from new through Kafka to old. `slackwater run` must run.
 
-    The slot waits for the transactions that are open on new, and says whose they are. Exit 4 when the proof does not
-    come within --timeout: what was built stays, old is open as before, and `arm` goes on from there.
+    The slot waits for the transactions that are open on new, and says whose they are. Exit 4 when they do not end or
+    the proof does not come within --timeout: what was built stays, old is open as before, and `arm` goes on from there.
     """
     spec = context.spec()
     stop = context.stoppable()

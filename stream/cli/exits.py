@@ -8,6 +8,5 @@ DONE: Final = 0  # done, or already so
 FAILED: Final = 1  # the error names cause and remedy
 USAGE: Final = 2  # usage or configuration
 NO: Final = 3  # refused, or the answer is no: every reason listed
-ABORTED: Final = 4  # aborted safely: the side that was open is open, nothing lost
+ABORTED: Final = 4  # aborted safely, by itself or by Ctrl-C or SIGTERM: the side that was open is open, nothing lost
 AMBIGUOUS: Final = 5  # the state could not be proven; says what to look at and what to run
-INTERRUPTED: Final = 130  # Ctrl-C before anything was changed, as shells report it

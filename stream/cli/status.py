@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from schemas.errors import ConfigError
 from stream.cli import context, exits
 from stream.cli.screen import screen
 from stream.status import Seen, Watch
@@ -17,7 +16,9 @@ REFRESH_S = 1.0
 
 
 def status(
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep looking, once a second.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Keep looking, once a second; with --json, a line each.")
+    ] = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 0 when it is safe to cut over, else 3.")] = False,
 ) -> None:
     """Show where the migration stands: who has the writes, the lag, the roles, what is missing for a cutover."""
@@ -52,15 +53,16 @@ def _undecided(document: dict[str, Any]) -> bool:
 
 
 def _keep_looking(looking: Watch) -> None:
-    """Redraws on a terminal; elsewhere prints the first line whenever it changes."""
+    """Redraws on a terminal; elsewhere prints the first line whenever it changes; under --json a document a line."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    if context.invocation().json:
-        raise ConfigError("--watch and --json do not go together", hint="run `status --json` again and again")
     console = Console()
     try:
+        while context.invocation().json:
+            typer.echo(context.document(looking.document(), indent=None))
+            time.sleep(REFRESH_S)
         if console.is_terminal:
             with Live(Text(screen(looking.document())), console=console, auto_refresh=False, screen=False) as live:
                 while True:

@@ -15,7 +15,7 @@ import typer
 from connectors.postgres.session import Connection
 from connectors.postgres.sight import Sight
 from schemas.direction import Direction, Side
-from schemas.errors import ConfigError, Refused, SlackwaterError
+from schemas.errors import Aborted, ConfigError, Refused, SlackwaterError
 from schemas.plan import Plan
 from schemas.spec import Spec
 from stream import journal, prepared, wiring
@@ -73,7 +73,7 @@ def verify(
         assert_loaded(target, plan, names)
         stop = context.stoppable()
         if not guard(target, plan, stop, patience_s=WAIT_S):
-            raise typer.Exit(exits.INTERRUPTED)
+            raise _stopped(spec)
         began = time.monotonic()
         tallies = _compare(spec, document, plan, new, table or [], stop, resume=not fresh)
         seconds = time.monotonic() - began
@@ -124,12 +124,16 @@ def _compare(
             try:
                 return sweep.run(stop)
             except Stopped:
-                context.note("stopped; `slackwater verify` goes on from here")
-                raise typer.Exit(exits.INTERRUPTED) from None
+                raise _stopped(spec) from None
             finally:
                 monitor.stop()
     finally:
         ask.close()
+
+
+def _stopped(spec: Spec) -> Aborted:
+    again = context.command(spec, "verify")
+    return Aborted("stopped before every row was compared", hint=f"`{again}` goes on from here")
 
 
 def _paused(new: Connection, migration: str) -> str | None:

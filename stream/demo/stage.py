@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
@@ -63,10 +64,11 @@ class Background:
 
 
 class Stage:
-    """A folder below the system's temporary one, with the shop's files in `shop/`."""
+    """A folder below the system's temporary one, with the shop's files in `shop/`; the story is told on `out`."""
 
-    def __init__(self) -> None:
+    def __init__(self, out: TextIO) -> None:
         clear()
+        self._out = out
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         self.folder.chmod(0o711)  # PostgreSQL may run as another user
         owner = Identity.of(os.getpid())
@@ -80,7 +82,7 @@ class Stage:
         self.env = {**os.environ, "PATH": os.pathsep.join([*programs, os.environ.get("PATH", os.defpath)])}
         self.started_at = time.monotonic()
         self._behind: list[Background] = []
-        self._live = sys.stdout.isatty()
+        self._live = out.isatty()
         self._lived_at = 0.0
         self._act = 0
 
@@ -93,15 +95,15 @@ class Stage:
         return time.monotonic() - self.started_at
 
     def say(self, text: str) -> None:
-        sys.stdout.write(("\r\x1b[K" if self._live else "") + text + "\n")
-        sys.stdout.flush()
+        self._out.write(("\r\x1b[K" if self._live else "") + text + "\n")
+        self._out.flush()
 
     def live(self, text: str) -> None:
         """A line that the next one replaces; where there is no terminal, one every other second."""
         if self._live:
             width = shutil.get_terminal_size().columns - 1
-            sys.stdout.write("\r\x1b[K" + text[:width])
-            sys.stdout.flush()
+            self._out.write("\r\x1b[K" + text[:width])
+            self._out.flush()
         elif time.monotonic() - self._lived_at > LIVE_S:
             self._lived_at = time.monotonic()
             self.say(text)

@@ -23,7 +23,7 @@ def judge(facts: Facts, spec: Spec, direction: Direction = Direction.FORWARD) ->
 
     In the order in which a person would see to them. One that the file switches off says so, and what it would say.
     """
-    c = f"slackwater -c {spec.path.name if spec.path else 'migration.yaml'}"
+    c = spec.command
     if direction is Direction.FORWARD:
         return [_as_set(gate, spec) for gate in _cutover(facts, spec, c)]
     return [

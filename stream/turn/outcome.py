@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +69,20 @@ class Outcome:
             expected = self.expected_pause_seconds
             shown |= {"dry_run": True, "expected_pause_seconds": None if expected is None else round(expected, 3)}
         return shown
+
+
+def follows(result: str, remedy: str, *, command: str, again: str) -> str:
+    """What to run after a turn that was not done: where it was refused, what its remedy says, if that can be run."""
+    if result != "refused":
+        return again
+    return runnable(remedy, command) or f"{command} status"
+
+
+def runnable(remedy: str, command: str = "slackwater") -> str | None:
+    """A remedy that is a command line and nothing else, on the file of `command`."""
+    if re.fullmatch(r"slackwater( [^\s,;]+(,[^\s,;]+)*)+", remedy) is None:
+        return None
+    return remedy if remedy.startswith("slackwater -c ") else command + remedy.removeprefix("slackwater")
 
 
 def result_of(error: SlackwaterError) -> str:

@@ -22,7 +22,7 @@ from stream import journal, prepared, state
 from stream.journal import Actor
 from stream.phases import Phase
 from stream.turn import closing, drain, history, hold, hooks, opening, past
-from stream.turn.outcome import Outcome, result_of
+from stream.turn.outcome import Outcome, follows, result_of
 from stream.turn.standing import How, writes
 from stream.turn.turning import GRACE_S, Gates, Order, Turning, ping
 
@@ -312,8 +312,5 @@ def _next(t: Turning, outcome: Outcome) -> str | None:
             return t.again
         case "done" | "already":
             return t.again if any("to finish" in note for note in outcome.notes) else f"{t.command} status"
-        case "refused" if outcome.error and outcome.error["remedy"].startswith("slackwater"):
-            return outcome.error["remedy"]
-        case "refused":
-            return f"{t.command} status"
-    return t.again
+    remedy = outcome.error["remedy"] if outcome.error else ""
+    return follows(outcome.result, remedy, command=t.command, again=t.again)

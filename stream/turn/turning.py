@@ -113,7 +113,7 @@ class Turning:
                 raise Refused(
                     f"{side} cannot be reached",
                     reasons=(f"{side}: {error.cause}",),
-                    hint=error.hint or "slackwater status",
+                    hint=error.hint or f"{self.command} status",
                 ) from error
 
     def connect(self, side: Side, **settings: str) -> Connection:
@@ -141,7 +141,8 @@ class Turning:
             row = control.turn(self.conns[side], self.migration, side)
             if row is None:
                 raise Refused(
-                    f"migration {self.migration} is not prepared: {side} holds no turn row", hint="slackwater prepare"
+                    f"migration {self.migration} is not prepared: {side} holds no turn row",
+                    hint=f"{self.command} prepare",
                 )
             found[side] = row
         return found
@@ -161,7 +162,7 @@ class Turning:
         assert self.prepared is not None
         wanted = self.prepared.forward.streamed
         if gone := [name for name in wanted if name not in present]:
-            raise Refused(f"old lacks {', '.join(gone)}, which was prepared", hint="slackwater status")
+            raise Refused(f"old lacks {', '.join(gone)}, which was prepared", hint=f"{self.command} status")
         return [present[name] for name in wanted]
 
     # The clock.
@@ -209,7 +210,7 @@ class Turning:
 
     @property
     def command(self) -> str:
-        return f"slackwater -c {self.spec.path.name if self.spec.path else 'migration.yaml'}"
+        return self.spec.command
 
     @property
     def again(self) -> str:

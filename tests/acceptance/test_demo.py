@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -50,8 +51,10 @@ def working_in(folder: str) -> list[str]:
 
 @pytest.mark.soak
 def test_demo_tells_its_story_and_leaves_nothing(elsewhere: dict[str, str]) -> None:
-    done = subprocess.run([SLACKWATER, "demo"], env=elsewhere, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([SLACKWATER, "demo", "--json"], env=elsewhere, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    assert (told["result"], told["kept"]) == ("done", None)
     for said in (
         "check",
         "plan",
@@ -66,8 +69,8 @@ def test_demo_tells_its_story_and_leaves_nothing(elsewhere: dict[str, str]) -> N
         "rollback: done",
         "lost 0, doubled 0",
     ):
-        assert said in done.stdout
-    assert len([line for line in done.stdout.splitlines() if line]) < 260
+        assert said in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line]) < 260
     assert working_in(elsewhere["TMPDIR"]) == []
     assert list(Path(elsewhere["TMPDIR"]).iterdir()) == []
 
@@ -100,16 +103,17 @@ def test_a_difference_fails_the_demo(elsewhere: dict[str, str]) -> None:
 
 def test_an_interrupted_demo_leaves_nothing(elsewhere: dict[str, str]) -> None:
     demo = subprocess.Popen(
-        [SLACKWATER, "demo"], env=elsewhere, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [SLACKWATER, "demo", "--json"], env=elsewhere, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert demo.stdout is not None
-    for line in demo.stdout:
+    assert demo.stderr is not None
+    for line in demo.stderr:
         if "pgbench" in line:  # servers and the load are up
             break
     time.sleep(0.5)
     demo.send_signal(signal.SIGINT)
-    out, _ = demo.communicate(timeout=60)
-    assert demo.returncode == 130, out
+    out, err = demo.communicate(timeout=60)
+    assert demo.returncode == 4, err
+    assert json.loads(out)["error"]["cause"] == "interrupted"
     assert working_in(elsewhere["TMPDIR"]) == []
     assert list(Path(elsewhere["TMPDIR"]).iterdir()) == []
 

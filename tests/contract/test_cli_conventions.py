@@ -6,6 +6,8 @@ import importlib.util
 import json
 import os
 import pty
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from stream.cli import VERBS, exits
-from tests.fixtures.launch import COMMAND, completed
+from tests.fixtures.launch import COMMAND, Launched, completed
 
 PRESENT = [v for v in VERBS if importlib.util.find_spec(f"stream.cli.{v.module}") is not None]
 
@@ -116,6 +118,7 @@ TURN = ["result", "writes", "turn", "pause_seconds", "steps", "reasons", "error"
         (["rollback", "--waive", "nonsense"], exits.USAGE),
         (["failover", "--to", "old"], exits.USAGE),  # without its words
         (["arm", "--nonsense"], exits.USAGE),
+        (["rollback", "--nonsense", "--reason", "verify"], exits.USAGE),
         (["arm"], exits.FAILED),
         (["cutover", "--yes"], exits.NO),
         (["cutover", "--dry-run"], exits.NO),
@@ -130,6 +133,9 @@ def test_a_turn_under_json_is_one_document_on_every_exit(file: str, arguments: l
     assert told["error"].keys() == {"cause", "remedy"}
     assert told["error"]["remedy"]
     assert (told["writes"], told["turn"], told["steps"]) == (None, None, [])
+    assert told["reasons"]
+    if code != exits.USAGE:
+        assert told["next"].startswith(f"slackwater -c {file} ")
 
 
 def test_an_error_under_json_is_one_document(file: str) -> None:
@@ -139,6 +145,50 @@ def test_an_error_under_json_is_one_document(file: str) -> None:
     assert error["cause"].startswith("cannot connect to")
     assert error["remedy"]
     assert "hunter2" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["status", "--nonsense"], ["nonsense"], ["pause", "capture"], ["quarantine", "list", "--nonsense"]]
+)
+def test_a_wrong_command_line_under_json_is_one_document(arguments: list[str]) -> None:
+    done = slackwater(*arguments, "--json")
+    assert done.returncode == exits.USAGE
+    assert json.loads(done.stdout)["error"].keys() == {"cause", "remedy", "reasons"}
+
+
+@pytest.mark.parametrize(("folder", "given"), [(".", "deploy/shop.yaml"), ("deploy", "../deploy/shop.yaml")])
+def test_what_to_run_next_runs_from_where_it_is_read(file: str, folder: str, given: str) -> None:
+    place = Path(file).parent
+    (place / "deploy").mkdir()
+    Path(file).rename(place / "deploy" / "shop.yaml")
+    command = [COMMAND, "-c", given, "cutover", "--dry-run", "--json"]
+    done = subprocess.run(command, cwd=place / folder, capture_output=True, text=True, timeout=60)
+    assert json.loads(done.stdout)["next"] == f"slackwater -c {given} status"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("verb", [["cancel"], ["finalize"], ["foreign-writes", "list"], ["quarantine", "list"]])
+def test_a_verb_that_is_told_to_stop_is_exit_4_with_its_document(
+    file: str, verb: list[str], number: signal.Signals, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        text = Path(file).read_text().replace("port=1 ", f"port={silent.getsockname()[1]} ")
+        Path(file).write_text(text.replace("timeout=2", "timeout=60"))
+        process = Launched(["-c", file, *verb, "--json"], env={}, folder=tmp_path)
+        silent.settimeout(30)
+        with silent.accept()[0]:  # it waits for an answer now, which does not come
+            process.send_signal(number)
+            out, err = process.communicate(timeout=30)
+    assert (process.returncode, json.loads(out)["error"]["cause"]) == (exits.ABORTED, "interrupted"), err
+
+
+def test_a_watch_under_json_is_a_document_a_line(file: str) -> None:
+    command = [COMMAND, "-c", file, "status", "--watch", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert [json.loads(process.stdout.readline())["migration"] for _ in range(2)] == ["shop", "shop"]
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 0
 
 
 def test_a_traceback_only_for_those_who_ask(file: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -118,6 +120,8 @@ def refused(program: Program, shop: Shop) -> None:
     said = program.document("arm", code=3)
     assert said["result"] == "refused"
     assert "is prepared: the way back is built once every row is there" in said["error"]["cause"]
+    assert said["reasons"] == [said["error"]["cause"]]
+    assert said["next"] == f"slackwater -c {program.file} wait --for phase=streaming"
     program.streaming()
     shop.on_new("alter table app.log replica identity default")
     said_so = program("arm", "--timeout", "30", code=3)
@@ -127,6 +131,19 @@ def refused(program: Program, shop: Shop) -> None:
 
 def waits_for_open_transactions(program: Program, shop: Shop) -> None:
     """And says for whom; then it is killed, with the slot made and nothing recorded."""
+    with psycopg.connect(shop.new, application_name="a long report") as conn:
+        conn.execute("select pg_current_xact_id()")
+        said = program.document("arm", "--timeout", "1", "--set-replica-identity", code=4)
+        assert said["result"] == "aborted"
+        assert "given up after" in said["error"]["cause"]
+        assert "a long report" in said["reasons"][0]
+        assert said["next"] == f"slackwater -c {program.file} arm"
+        stopped = program.launch("arm", "--json", "--set-replica-identity")
+        program.until(lambda: shop.on_new("select 1 from pg_replication_slots where slot_name ~ 'reverse'"))
+        stopped.send_signal(signal.SIGINT)
+        said = json.loads(stopped.communicate(30)[0])
+        assert (stopped.returncode, said["result"]) == (4, "aborted")
+        assert "stopped after" in said["error"]["cause"]
     program.env["SLACKWATER_FAILPOINTS"] = "arm.after_slot=kill"
     with psycopg.connect(shop.new, application_name="a long report") as conn:
         conn.execute("select pg_current_xact_id()")

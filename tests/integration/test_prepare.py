@@ -18,7 +18,7 @@ from connectors.kafka.epochs import last_epoch
 from connectors.kafka.topics import Topics
 from connectors.postgres import session
 from schemas.direction import Direction
-from schemas.errors import Contended, Refused, SlotLost
+from schemas.errors import Aborted, Refused, SlotLost
 from schemas.position import ZERO, Position
 from stream import prepared as documents
 from tests.fixtures.preparing import NEW, OLD, TABLES, NotConfirmed, Shop
@@ -268,9 +268,10 @@ def test_the_slot_waits_for_open_transactions_and_says_for_whom(shop: Shop) -> N
     with psycopg.connect(shop.old, application_name="the nightly job") as conn:
         conn.execute("insert into shop.profiles values (7, 'open')")
         said: list[str] = []
-        with pytest.raises(Contended, match="have not ended"):
+        with pytest.raises(Aborted, match=r"given up .* have not ended") as refused:
             shop.prepare(said=said, slot_timeout_s=3)
         assert any("waiting for pid" in line and "the nightly job" in line for line in said)
+        assert [("the nightly job" in reason) for reason in refused.value.reasons] == [True]
         assert shop.on_old("select count(*) from pg_replication_slots where slot_name = %s", shop.slot) == [(0,)]
         threading.Timer(2.5, conn.commit).start()
         assert shop.prepare(slot_timeout_s=30).result == "prepared"

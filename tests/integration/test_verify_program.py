@@ -141,6 +141,10 @@ def test_paused_and_continuous(program: Program, shop: Shop) -> None:
     process = program.start("verify")
     program.until(lambda: "the nightly report" in program.log)
     assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 4
+    assert "stopped before every row was compared" in program.log
+    process = program.start("verify")
     program("resume", "verify")
     assert process.wait(30) == 0
 
