@@ -77,7 +77,7 @@ class Apply:
         plan: Plan,
         reader: Callable[[Offsets, int], Reader],
         schema_of: Callable[[int], dict[str, Any]],
-        quarantine_limit: int,
+        quarantine_limit: Callable[[], int],
         heartbeat: Heartbeat,
         metrics: Metrics,
         paused: Callable[[Connection], str | None],

@@ -54,7 +54,7 @@ class Backfill:
         target_dsn: str,
         plan: Plan,
         options: Options,
-        quarantine_limit: int,
+        quarantine_limit: Callable[[], int],
         heartbeat: Heartbeat,
         metrics: Metrics,
         lag_s: Callable[[], float | None],
@@ -78,7 +78,7 @@ class Backfill:
         self._look = threading.Event()  # look at the control rows at once
         self._finishing: set[str] = set()
         self._asleep = {m.target for m in plan.mappings if not m.row_local}  # the applier wakes them
-        self._chunk_bytes = options.chunk_bytes
+        self._most_bytes: int | None = None  # of a chunk, whatever the options say
         self._throttle: Throttle | None = None
         forward = plan.direction is Direction.FORWARD
         self._after = After(target_dsn, plan.migration, plan.target_schema, options.after if forward else [])
@@ -86,9 +86,13 @@ class Backfill:
     def reconfigure(self, options: Options) -> None:
         """Rates, limits, window and chunk size from now on; workers, replica and statements need a restart."""
         self._options = options
-        self._chunk_bytes = options.chunk_bytes
         if self._throttle is not None:
             self._throttle.reconfigure(options)
+
+    @property
+    def _chunk_bytes(self) -> int:
+        wanted = self._options.chunk_bytes
+        return wanted if self._most_bytes is None else min(wanted, self._most_bytes)
 
     def run(self, stop: threading.Event) -> None:
         with contextlib.ExitStack() as stack:
@@ -142,7 +146,7 @@ class Backfill:
                 " from pg_control_system()"
             ).fetchone()
         if row is not None and row[0] == source_system_id:
-            self._chunk_bytes = min(self._chunk_bytes, int(str(row[1])) // 2)
+            self._most_bytes = int(str(row[1])) // 2
 
     def _loop(self, stop: threading.Event, loads: Loads, session: Session) -> None:
         assert self._throttle is not None

@@ -110,7 +110,7 @@ class Batch:
         folding: Folding,
         *,
         holder: str,
-        quarantine_limit: int,
+        quarantine_limit: Callable[[], int],
         more: Callable[[], Work | None],
     ) -> None:
         self._engine = engine
@@ -278,9 +278,9 @@ class Batch:
         if not found:
             raise error
         held = e.target.quarantine_size()
-        if held + len(found) > self._limit:
+        if held + len(found) > (limit := self._limit()):
             raise RowRejected(
-                f"{error.cause}: {held + len(found)} rows would stand in quarantine, and the limit is {self._limit}",
+                f"{error.cause}: {held + len(found)} rows would stand in quarantine, and the limit is {limit}",
                 hint="`slackwater quarantine list` shows them; mend the mapping or the data, or raise quarantine.limit",
                 sqlstate=error.sqlstate,
             ) from error

@@ -56,7 +56,7 @@ def accept(
     source, target = _dsn(spec, side), _dsn(spec, side.other)
     with closing(Session(source, target, None, plan)) as session:
         loads = {row.name: row for row in session.loads.all()}
-        rereader = Rereader(session, plan, limit=spec.quarantine.limit)
+        rereader = Rereader(session, plan, limit=lambda: spec.quarantine.limit)
         for table, wanted in keys.items():
             for name, load in session.engine.loads.items():
                 if load.mapping.sources == (table,) and (load.is_mirror or load.mapping.row_local):

@@ -124,7 +124,7 @@ class QuarantineFull(RowRejected):
 class Loader:
     """Loads claims over one session. `limit` is the quarantine's."""
 
-    def __init__(self, session: Session, *, chunk_bytes: Callable[[], int], limit: int) -> None:
+    def __init__(self, session: Session, *, chunk_bytes: Callable[[], int], limit: Callable[[], int]) -> None:
         self._s = session
         self._chunk_bytes = chunk_bytes
         self._limit = limit
@@ -201,7 +201,7 @@ class Loader:
                 claim.lone = False  # others have joined it: the chunk is judged anew
                 raise
             if keys:
-                set_aside(engine, self._limit, work.name, work.space.table.name, keys[0], shown.lsn, error)
+                set_aside(engine, self._limit(), work.name, work.space.table.name, keys[0], shown.lsn, error)
             return Read(len(keys), 0, shown)
 
     def _may_pass(self, claim: Claim, error: RowRejected) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -111,7 +111,7 @@ class Queue:
 class Rereader:
     """Empties the queue over one session. `limit` is the quarantine's."""
 
-    def __init__(self, session: Session, plan: Plan, *, limit: int) -> None:
+    def __init__(self, session: Session, plan: Plan, *, limit: Callable[[], int]) -> None:
         self._s = session
         self._plan = plan
         self._limit = session.engine.owners.limit = limit
@@ -209,7 +209,7 @@ class Rereader:
             self._not_before[row.name] = lsn
         elif not self._queue.refused(row.name, asked.key, lsn, error):
             source = self._s.engine.loads[row.name].mapping.sources[0]
-            set_aside(self._s.engine, self._limit, row.name, source, asked.key, lsn, error)
+            set_aside(self._s.engine, self._limit(), row.name, source, asked.key, lsn, error)
 
 
 def _json(keys: Sequence[Key]) -> str:

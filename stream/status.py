@@ -27,6 +27,9 @@ from stream.pause import Pause
 from stream.phases import Phase
 from stream.sides import Sides
 
+ENDING = {Phase.CANCELLED.value: "cancel", Phase.FINALIZED.value: "finalize"}
+"""Phases that are only seen while the verb is at work, or was killed: what goes on with it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
@@ -221,9 +224,9 @@ def who_writes(turns: Mapping[Side, control.Turn | None], looks: Mapping[Side, o
         opened = [side for side, turn in turns.items() if turn is not None and takes_writes(turn)]
         # The invariant is that at most one side is open: one that is seen to be open is the one.
         return opened[0].value if len(opened) == 1 else None
-    if all(turn is None for turn in turns.values()):
-        return Side.OLD.value  # nothing was prepared: nothing of ours is in the way of the application
     opened = [side for side, turn in turns.items() if turn is not None and takes_writes(turn)]
+    if not opened and turns[Side.OLD] is None:
+        return Side.OLD.value  # not prepared, or an end was killed half-way: nothing of ours is in the way on old
     return {0: "none", 1: opened[0].value if opened else None}.get(len(opened))
 
 
@@ -336,6 +339,8 @@ def _next(document: Document, gates: list[Gate], spec: Spec) -> str | None:
         return None
     if document["phase"] == Phase.PLANNED.value:
         return f"{c} prepare"
+    if document["phase"] in ENDING:
+        return f"{c} {ENDING[document['phase']]}"
     if document["switching"] is not None:
         return f"{c} {document['switching']['verb']}"
     failing = [g for g in gates if g.stops and g.remedy and g.remedy.startswith(c)]

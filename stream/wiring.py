@@ -117,7 +117,7 @@ class Process:
         if isinstance(self._role, Backfill):
             self._role.reconfigure(fresh.backfill)
         if isinstance(self._role, Continuous):
-            self._role.reconfigure(fresh.verify)
+            self._role.reconfigure(fresh.verify, fresh.backfill.max_lag_s)
         return f"took over rates, limits and windows from {self.spec.path}"
 
     def _build(self) -> Role:
@@ -182,7 +182,7 @@ class Process:
                 topic_ids=flow.topic_ids,
             ),
             schema_of=registry(self.spec, document).get,
-            quarantine_limit=self.spec.quarantine.limit,
+            quarantine_limit=lambda: self.spec.quarantine.limit,
             heartbeat=self.heartbeat,
             metrics=self.metrics,
             paused=self._paused("apply", plan.direction),
@@ -195,7 +195,7 @@ class Process:
             target_dsn=dsn(self.spec, plan.direction.target),
             plan=plan,
             options=self.spec.backfill,
-            quarantine_limit=self.spec.quarantine.limit,
+            quarantine_limit=lambda: self.spec.quarantine.limit,
             heartbeat=self.heartbeat,
             metrics=self.metrics,
             lag_s=self.monitor.lag_s,

@@ -14,6 +14,7 @@ from stream.status import Watch
 
 POLL_S = 0.5
 SIDES = ("old", "new", "none")
+NOTHING = "nothing of this migration is on the servers: it is not prepared yet, or it was finalized or cancelled"
 # On the way to the first cutover: a migration that is past one of them has reached it.
 WAY = (Phase.PLANNED, Phase.PREPARED, Phase.BACKFILLING, Phase.STREAMING, Phase.ARMED)
 
@@ -31,16 +32,17 @@ def wait(
     looking = Watch(spec, sides)
     started = time.monotonic()
     said: str | None = None
+    begun = False
     try:
         while True:
             document = looking.document()
             if met(condition, document):
                 break
-            if impossible(condition, document):
-                raise SlackwaterError(
-                    f"{for_} cannot happen: the migration is {document['phase']}",
-                    hint=context.command(spec, "status"),
-                )
+            here = document["phase"] not in (None, Phase.PLANNED)
+            if impossible(condition, document) or (begun and document["phase"] == Phase.PLANNED):
+                state = f"the migration is {document['phase']}" if here else NOTHING
+                raise SlackwaterError(f"{for_} cannot happen: {state}", hint=context.command(spec, "status"))
+            begun = begun or here
             said = _tell(document, said)
             left = None if timeout is None else timeout - (time.monotonic() - started)
             if left is not None and left <= 0:
@@ -88,6 +90,8 @@ def impossible(condition: tuple[str, str], document: dict[str, Any]) -> bool:
         return False
     ahead = reachable(Phase(document["phase"]))
     what, value = condition
+    if document["phase"] == Phase.PLANNED and (what == "writes" or value in (Phase.FINALIZED, Phase.CANCELLED)):
+        return True  # an end leaves nothing behind that would tell of it: one that is over looks like this
     if what == "phase":
         return Phase(value) not in ahead
     if what == "safe_to_cutover":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from connectors.postgres.target import Key, canonical
@@ -35,7 +35,7 @@ class Owners:
         self._engine = engine
         self._any = any(not x.mapping.row_local for x in engine.loads.values())
         self._apart: dict[str, list[Key]] = {}
-        self.limit = 0
+        self.limit: Callable[[], int] = lambda: 0
         self.isolate: set[str] = set()
 
     def begin(self) -> None:
@@ -178,10 +178,10 @@ class Owners:
             e.target.quarantine(load.name, "", key, None, why.sqlstate, why.cause)
         if not found:
             return
-        if (held := e.target.quarantine_size()) > self.limit:
+        if (held := e.target.quarantine_size()) > (limit := self.limit()):
             why = found[0][1]
             raise RowRejected(
-                f"{why.cause}: {held} rows would stand in quarantine, and the limit is {self.limit}",
+                f"{why.cause}: {held} rows would stand in quarantine, and the limit is {limit}",
                 hint="`slackwater quarantine list` shows them; mend the mapping or the data, or raise quarantine.limit",
                 sqlstate=why.sqlstate,
             ) from why

@@ -61,9 +61,10 @@ class Continuous:
         self._paused = paused
         self._throttle: Throttle | None = None
 
-    def reconfigure(self, options: Verify) -> None:
-        """Rate and window from now on; workers and replica need a restart."""
+    def reconfigure(self, options: Verify, max_lag_s: float) -> None:
+        """Rate, window and lag from now on; workers and replica need a restart."""
         self._options = options
+        self._max_lag_s = max_lag_s
         if self._throttle is not None:
             self._throttle.reconfigure(throttled(options, self._max_lag_s))
 

@@ -30,7 +30,7 @@ def main() -> int:
         target_dsn=given["new"],
         plan=plan,
         options=given["options"],
-        quarantine_limit=100,
+        quarantine_limit=lambda: 100,
         heartbeat=heartbeat,
         metrics=Metrics(plan.migration, "forward"),
         lag_s=lambda: 0.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import psycopg
@@ -73,6 +74,9 @@ def test_killed_anywhere_the_next_cancel_completes_it(shop: Shop, tmp_path: Path
         assert killed.returncode == -9, f"{place}: {killed.stderr}"
         with pytest.raises(Refused, match="was cancelled"):
             shop.prepare()
+        told = json.loads(run(shop, tmp_path, "status", "--json").stdout)
+        assert (told["writes"], told["switching"]) == ("old", None)
+        assert told["next"].endswith(" cancel")
     assert shop.cancel().result == "cancelled"
     assert (catalogs(shop.old), catalogs(shop.new)) == before
 

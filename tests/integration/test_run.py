@@ -96,7 +96,8 @@ def test_another_file_than_the_prepared_one_is_refused(program: Program) -> None
 
 
 def test_a_halted_and_a_paused_role_go_on_when_told(program: Program, shop: Shop) -> None:
-    program.streaming()
+    """Then: a limit that is lowered while they run holds from then on."""
+    run = program.streaming()
     shop.on_new("alter table app.address rename to addresses")
     shop.on_old("update shop.customers set street = 'Side' where id = 1")
     program.until(lambda: program.forward()["state"] == "halted")
@@ -130,3 +131,11 @@ def test_a_halted_and_a_paused_role_go_on_when_told(program: Program, shop: Shop
     assert told == [(None,), ("the report is out",)]
     program.until(lambda: len(customers(shop)) == 3)
     program.until(lambda: program.forward()["lag_seconds"] == 0)
+
+    program.file.write_text(program.file.read_text() + "\nquarantine: {limit: 0}\n")
+    run.send_signal(signal.SIGHUP)
+    program.until(lambda: program.log.count("took over rates, limits and windows") == 3)
+    shop.on_new("alter table app.customer add check (id <> 13)")
+    shop.on_old("insert into shop.customers values (13, 'Una')")
+    program.until(lambda: program.forward()["state"] == "halted")
+    assert "the limit is 0" in program.forward()["last_error"]["cause"]

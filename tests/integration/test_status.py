@@ -144,13 +144,19 @@ def test_both_sides_down(unprepared: Stage) -> None:
         ((0, 2), (1, 3), "none", 1),
         ((2, 2), (1, 3), "old", 2),
         ((2, 2), (3, 3), None, 3),  # never: but if it were so, nobody is told a side
+        (None, (-1, 1), "old", 0),  # a cancel that was killed: old's rows go first, after its fence
+        (None, (1, 3), "old", 1),  # a finalize, after a rollback
+        (None, (1, 1), "new", 1),
     ],
 )
 def test_writes_come_from_the_turn_rows_alone(
-    stage: Stage, old: tuple[int, int | None], new: tuple[int, int | None], writes: str | None, turn: int
+    stage: Stage, old: tuple[int, int | None] | None, new: tuple[int, int | None], writes: str | None, turn: int
 ) -> None:
-    for conn, (opened, fenced) in ((stage.old, old), (stage.new, new)):
-        conn.execute("update slackwater.turn set open_turn = %s, fence_turn = %s", (opened, fenced))
+    for conn, row in ((stage.old, old), (stage.new, new)):
+        if row is None:
+            conn.execute("delete from slackwater.turn")
+        else:
+            conn.execute("update slackwater.turn set open_turn = %s, fence_turn = %s", row)
     document = stage.document()
     assert (document["writes"], document["turn"]) == (writes, turn)
 

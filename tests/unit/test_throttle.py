@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 
 from schemas.spec import Backfill as Options
+from schemas.spec import Verify
+from stream.heartbeat import Heartbeat
+from stream.metrics import Metrics
 from stream.throttle import Bucket, Health, Throttle
+from stream.verify.role import Continuous
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
@@ -97,5 +101,22 @@ def test_limits_change_while_it_runs() -> None:
     limits = throttle(lag=40.0)
     assert limits.judge() is not None
     limits.reconfigure(Options.model_validate({"max_lag_s": 60, "max_rows_per_s": 5}))
+    assert limits.judge() is None
+    assert limits.rate == 5
+
+
+def test_the_lag_that_verification_yields_to_changes_as_well() -> None:
+    limits = throttle(lag=40.0)
+    role = Continuous(
+        task=pytest.fail,
+        options=Verify(),
+        max_lag_s=30.0,
+        heartbeat=Heartbeat(dsn="", migration="shop", direction="forward", role="verify"),
+        metrics=Metrics("shop", "forward"),
+        lag_s=lambda: 40.0,
+        paused=lambda _: None,
+    )
+    role._throttle = limits
+    role.reconfigure(Verify(max_rows_per_s=5), 60.0)
     assert limits.judge() is None
     assert limits.rate == 5

@@ -58,6 +58,11 @@ def test_writes_and_safety() -> None:
         ("writes=new", "streaming", False),
         ("safe_to_cutover", "finalized", True),
         ("safe_to_cutover", None, False),
+        ("phase=finalized", "planned", True),  # which is what it looks like once it is over
+        ("phase=cancelled", "planned", True),
+        ("writes=new", "planned", True),
+        ("phase=switched", "planned", False),
+        ("safe_to_cutover", "planned", False),
     ],
 )
 def test_what_cannot_happen_is_not_waited_for(condition: str, phase: str | None, expected: bool) -> None:
