@@ -21,7 +21,7 @@ from connectors.postgres.lease import Lease
 from connectors.postgres.session import Connection, translated
 from schemas.direction import Side, epochs_topic
 from schemas.epoch import Epoch
-from schemas.errors import Aborted, Refused, SlackwaterError
+from schemas.errors import Aborted, Refused, SlackwaterError, Superseded
 from schemas.position import format_lsn
 from schemas.spec import Spec
 from stream import journal, prepared
@@ -229,15 +229,25 @@ def _after(t: Turning) -> None:
     """The phase and the route where they can be written; hooks; the record."""
     t.closed = True
     try:
+        _follow(t)
+    except Superseded as error:
+        t.note(f"{error.cause}; nothing more is done for that turn")
+
+
+def _follow(t: Turning) -> None:
+    """Errors: Superseded when the writes have moved on."""
+    try:
         if t.to is Side.OLD and Side.NEW in t.conns:
             new = t.conns[Side.NEW]
             with translated("moving the phase"), new.transaction():
                 history.force(t, new)
         if t.source in t.conns:
             turns.tell(t.conns[t.source], t.migration, t.to, t.turn)
+    except Superseded:
+        raise
     except SlackwaterError as error:
         t.note(f"{t.to} is open; {t.source} does not know it yet: {error.cause}")
-    hooks.after(t)
+    hooks.after(t, still=t.still)
     conn = _home(t)
     detail: dict[str, Any] = {"turn": t.turn, "from": t.source.value, "to": t.to.value, "notes": t.notes}
     journal.append(conn, t.migration, actor=t.actor(conn), step="failover", outcome="done", detail=detail)

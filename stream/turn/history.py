@@ -55,8 +55,9 @@ def put_right(t: Turning, conn: Connection) -> bool:
 
 
 def force(t: Turning, conn: Connection) -> None:
-    """After a failover: the phase that goes with the side that is open, whatever it was."""
+    """After a failover: the phase that goes with the side that is open, whatever it was. Errors: Superseded."""
     now = state.phase(conn, t.migration, lock=True)
+    t.still()
     if now in (Phase.ARMED, Phase.SWITCHING, Phase.SWITCHED):
         reach(t, conn)
         return
@@ -66,8 +67,29 @@ def force(t: Turning, conn: Connection) -> None:
 
 
 def reach(t: Turning, conn: Connection) -> None:
-    """The phase follows the turn rows, in the caller's transaction on new: they are the authority."""
-    if state.phase(conn, t.migration, lock=True) is arrived(t):
+    """The phase follows the turn rows, in the caller's transaction on new: they are the authority.
+
+    Errors: Superseded when `to` has been closed meanwhile. Whoever closes it comes by here too, and waits for the lock.
+    """
+    now = state.phase(conn, t.migration, lock=True)
+    t.still()
+    if now is arrived(t):
         return
     state.advance(conn, t.migration, Phase.SWITCHING, actor=t.actor(conn))
     state.advance(conn, t.migration, arrived(t), actor=t.actor(conn), detail={"turn": t.turn})
+
+
+def done(t: Turning, conn: Connection) -> None:
+    """The record of a turn that came to its end, before that of any later one. Errors: Superseded."""
+    detail = {
+        "turn": t.turn,
+        "from": t.source.value,
+        "to": t.to.value,
+        "pause_seconds": None if t.pause_s is None else round(t.pause_s, 3),
+        "steps": {name: round(seconds, 4) for name, seconds in t.steps.taken},
+        "notes": t.notes,
+    }
+    with translated("recording the turn"), conn.transaction():
+        state.phase(conn, t.migration, lock=True)
+        t.still()
+        append(conn, t.migration, actor=t.actor(conn), step=t.order.verb, outcome="done", detail=detail)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from schemas.errors import Aborted
@@ -29,14 +30,18 @@ def before(t: Turning) -> None:
             raise Aborted(f"the hook before_{t.order.verb} {problem}", hint=f"put it right, then {t.again}")
 
 
-def after(t: Turning) -> None:
-    """`on_change`, then `after_cutover` or `after_rollback`. One that fails is reported: the turn stands."""
+def after(t: Turning, *, still: Callable[[], None]) -> None:
+    """`on_change`, then `after_cutover` or `after_rollback`. One that fails is reported: the turn stands.
+
+    `still` is asked before each: a hook would send the application to a side that has been closed since.
+    """
     hooks = t.spec.hooks
     verb = standing.verb(t.to)  # a failover is followed by what follows a turn to that side
     following = hooks.after_cutover if verb == "cutover" else hooks.after_rollback
     for name, command in (("on_change", hooks.on_change), (f"after_{verb}", following)):
         if command is None:
             continue
+        still()
         with t.steps.step(f"hook {name}"):
             if problem := _run(t, name, command):
                 t.note(f"the hook {name} {problem}; the turn stands")

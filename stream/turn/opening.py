@@ -94,10 +94,12 @@ def _reconnect(t: Turning) -> None:
 
 
 def finish(t: Turning) -> None:
-    """What follows an opening, and can be done again: the phase, and the route on the side that was closed."""
+    """What follows an opening, and can be done again: the phase, and the route on the side that was closed.
+
+    Errors: Superseded when the writes have moved on.
+    """
     new = t.conns[Side.NEW]
-    if t.to is Side.OLD:
-        with translated("moving the phase"), new.transaction():
-            history.reach(t, new)
+    with translated("moving the phase"), new.transaction():
+        history.reach(t, new)
     turns.tell(t.conns[t.source], t.migration, t.to, t.turn)
     failpoint("turn.after_route")

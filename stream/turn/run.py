@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from connectors.failpoint import failpoint
@@ -16,9 +17,9 @@ from connectors.postgres import turn as turns
 from connectors.postgres.lease import Lease
 from connectors.postgres.session import Connection
 from schemas.direction import Side
-from schemas.errors import Aborted, Ambiguous, ConfigError, Refused, SlackwaterError, Unavailable
+from schemas.errors import Aborted, Ambiguous, ConfigError, Refused, SlackwaterError, Superseded, Unavailable
 from schemas.spec import Spec
-from stream import journal, prepared, state
+from stream import prepared, state
 from stream.journal import Actor
 from stream.phases import Phase
 from stream.turn import closing, drain, history, hold, hooks, opening, past
@@ -177,30 +178,27 @@ def _complete(t: Turning) -> str:
 
 
 def _after(t: Turning) -> None:
-    """Phase, route, hooks, and the record: each may be done again."""
+    """Phase, route, hooks, and the record: each may be done again, and none once the writes have moved on."""
     try:
         for side in Side:
             _fresh(t, side)
         with t.answered(FOLLOWING_S):
             opening.finish(t)
+        hooks.after(t, still=partial(_still, t))
+        failpoint("turn.after_hooks")
+        new = _fresh(t, Side.NEW)
+        with t.answered(FOLLOWING_S):
+            history.done(t, new)
+    except Superseded as error:
+        t.note(f"{error.cause}; nothing more is done for that turn")
     except SlackwaterError as error:
-        t.note(f"{t.to} is open; what follows is not written yet: {error.cause}. Run `{t.again}` again to finish")
-        return
-    hooks.after(t)
-    failpoint("turn.after_hooks")
-    new = t.conns[Side.NEW]
-    detail = {
-        "turn": t.turn,
-        "from": t.source.value,
-        "to": t.to.value,
-        "pause_seconds": None if t.pause_s is None else round(t.pause_s, 3),
-        "steps": {name: round(seconds, 4) for name, seconds in t.steps.taken},
-        "notes": t.notes,
-    }
-    try:
-        journal.append(new, t.migration, actor=t.actor(new), step=t.order.verb, outcome="done", detail=detail)
-    except SlackwaterError as error:
-        t.note(f"{t.to} is open; that is not in the journal yet: {error.cause}. Run `{t.again}` again to finish")
+        t.note(f"{t.to} is open; what follows is not done yet: {error.cause}. Run `{t.again}` again to finish")
+
+
+def _still(t: Turning) -> None:
+    _fresh(t, t.to)
+    with t.answered(FOLLOWING_S):
+        t.still()
 
 
 # -- before anything --------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from connectors.postgres.control import Turn
 from connectors.postgres.lease import Lease
 from connectors.postgres.session import Connection, connect, sever, translated
 from schemas.direction import Direction, Side
-from schemas.errors import Aborted, Refused, SlackwaterError
+from schemas.errors import Aborted, Refused, SlackwaterError, Superseded
 from schemas.spec import Spec
 from schemas.table import Table
 from stream.journal import Actor
@@ -149,6 +149,15 @@ class Turning:
 
     def standing(self) -> Standing:
         return standing(self.rows(), self.to)
+
+    def still(self) -> None:
+        """Errors: Superseded unless `to` is open with this turn: its own row says so until a later turn closes it."""
+        row = control.turn(self.conns[self.to], self.migration, self.to)
+        if row is None or not row.open or row.open_turn != self.turn:
+            raise Superseded(
+                f"{self.to} is not open with turn {self.turn} any more: the writes have moved on",
+                hint=f"{self.command} status",
+            )
 
     def tables(self, side: Side) -> list[Table]:
         """What carries the side's fence, and is held: all of new; of old, what this migration streams.

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import time
+from typing import Any
 
 import pytest
 
@@ -81,37 +82,60 @@ def killed_and_run_again(tide: Tide, ledger: Ledger, probe: Probe, point: str) -
 
 
 def stopped_and_woken(tide: Tide, ledger: Ledger, probe: Probe, point: str) -> None:
-    """It is stopped in the middle; another operator turns, or finishes; then it wakes."""
+    """It is stopped in the middle; another operator turns, and all the way back; then it wakes, and does no more."""
     before = side(tide)
     to = OTHER[before]
+    plain = tide.program.file.read_text()
+    told = tide.program.file.with_suffix(".told")
+    tell = f"'echo $SLACKWATER_HOOK $SLACKWATER_TO >> {told}'"
+    hooks = f"{{on_change: {tell}, after_cutover: {tell}, after_rollback: {tell}}}"
+    tide.program.file.write_text(f"{plain}hooks: {hooks}\n")
     probe.forget()
     zombie = tide.start(verb(to), failpoints=f"turn.{point}=stop")
     tide.program.until(lambda: state_of(zombie.pid) == "T", within_s=40)
     # The first who come are told that somebody is at work; once its lease is over, the turn is theirs.
-    deadline = time.monotonic() + 90
-    while (done := tide.turn(verb(to), code=None))["result"] == "refused":
-        assert time.monotonic() < deadline, done
-        time.sleep(1)
-    assert done["writes"] == to
+    if POINTS.index(point) < OPEN_AT:
+        assert taken_over(tide, verb(to))["writes"] == to
     probe.never_both([before, to])
     probe.forget()
-    if POINTS.index(point) < OPEN_AT:  # all the way back while it sleeps
-        assert tide.turn(verb(before))["writes"] == before
-        probe.never_both([to, before])
-        probe.forget()
-        now = before
-    else:
-        now = to
+    assert taken_over(tide, verb(before))["writes"] == before
+    probe.never_both([to, before])
+    probe.forget()
+    stands = (told.read_text(), sequences(tide, to), past(tide))
     zombie.send_signal(signal.SIGCONT)
-    zombie.communicate(timeout=90)
-    assert tide.open_sides() == [now]
+    out, err = zombie.communicate(timeout=90)
+    assert tide.open_sides() == [before]
     time.sleep(0.3)
-    assert not probe.let_through[OTHER[now]]
-    assert tide.program.status()["writes"] == now
+    assert not probe.let_through[to]
+    status = tide.program.status()
+    assert (status["writes"], status["phase"]) == (before, "switched" if before == "new" else "armed")
+    assert (told.read_text(), sequences(tide, to), past(tide)) == stands, (out, err)
     assert zombie.returncode in (0, 1, 3, 4, 5)
+    if POINTS.index(point) >= OPEN_AT:
+        assert any("the writes have moved on" in note for note in json.loads(out)["notes"]), (out, err)
     # Nothing of it stands in the way of the next turn.
-    assert tide.turn(verb(OTHER[now]))["writes"] == OTHER[now]
-    probe.never_both([now, OTHER[now]])
+    tide.program.file.write_text(plain)
+    assert tide.turn(verb(to))["writes"] == to
+    probe.never_both([before, to])
+
+
+def taken_over(tide: Tide, verb: str) -> dict[str, Any]:
+    """The verb, again and again until the lease of one that was stopped is over."""
+    deadline = time.monotonic() + 90
+    while (done := tide.turn(verb, code=None))["result"] == "refused":
+        assert time.monotonic() < deadline, done
+        time.sleep(1)
+    return done
+
+
+def sequences(tide: Tide, name: str) -> list[tuple[Any, ...]]:
+    """Where they stand on a side."""
+    return tide.on(name, "select sequencename, last_value from pg_sequences where schemaname in ('shop', 'app')")
+
+
+def past(tide: Tide) -> dict[str, Any]:
+    """The last turn that came to its end, as the journal has it."""
+    return [e for e in tide.entries() if e["outcome"] == "done" and e["step"] in ("cutover", "rollback")][-1]
 
 
 def cut_and_run_again(tide: Tide, ledger: Ledger, probe: Probe, point: str) -> None:

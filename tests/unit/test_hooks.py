@@ -39,7 +39,7 @@ def test_neither_a_secret_in_a_hook_nor_what_it_says_is_kept(tmp_path: Path) -> 
         hooks.before(t)
     assert refused.value.cause == "the hook before_cutover exited with 7"
     assert said == ["hooks.before_cutover runs", f"calling with ***, ***\n{tmp_path}"]
-    hooks.after(t)
+    hooks.after(t, still=lambda: None)
     assert t.notes == ["the hook on_change exited with 7; the turn stands"]
     assert SECRET not in "".join(said)
 
