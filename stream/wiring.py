@@ -235,6 +235,9 @@ class Process:
 def verify_task(spec: Spec, document: Prepared, plan: Plan, ask: Sides) -> VerifyTask:
     """What a direction's verification compares now. Errors: NotReady while no side, or each, is open."""
     turns = {side: ask.ask(side, partial(control.turn, name=spec.migration, side=side)) for side in Side}
+    link = link_of(turns, plan.direction)
+    leads = turns[link.source]
+    assert leads is not None
     flow = document.flow(plan.direction)
     replica = spec.verify.read_from if plan.direction.source is Side.OLD else None
     return VerifyTask(
@@ -242,7 +245,8 @@ def verify_task(spec: Spec, document: Prepared, plan: Plan, ask: Sides) -> Verif
         target_dsn=dsn(spec, plan.direction.target),
         replica_dsn=None if replica is None else str(replica),
         plan=plan,
-        link=link_of(turns, plan.direction),
+        link=link,
+        turn=leads.open_turn,
         fingerprint=document.fingerprint,
         system_id=flow.system_id,
         timeline=flow.timeline,

@@ -91,8 +91,8 @@ class Continuous:
 
     def _pass(self, control: Connection, stop: threading.Event) -> float:
         """One pass; how long to rest after it."""
-        task = self._task()
         try:
+            task = self._task()
             assert_loaded(control, task.plan, [m.target for m in task.plan.mappings])
         except NotReady as error:
             self._heartbeat.waiting(error.cause)
@@ -109,6 +109,9 @@ class Continuous:
         try:
             tallies = sweep.run(stop)
         except Stopped:
+            return 1.0
+        except NotReady as error:
+            self._heartbeat.waiting(error.cause)
             return 1.0
         wrong = [name for name, t in tallies.items() if t.verdict is Verdict.MISMATCHED]
         if wrong:

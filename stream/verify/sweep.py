@@ -1,7 +1,8 @@
 """One pass over the tables of a direction: compared chunk by chunk by a few workers, judged, recorded, concluded.
 
-Invariants: a chunk counts only once every suspect of it was judged, in the transaction that records what was found; a
-table is concluded only when its chunks cover all of it; what could not be compared is a problem, by name.
+Invariants: a chunk counts only once every suspect of it was judged, while the writes stayed where they were, in the
+transaction that records what was found; a table is concluded only when its chunks cover all of it; what could not be
+compared is a problem, by name.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from connectors.failpoint import failpoint
-from connectors.postgres import catalog
+from connectors.postgres import catalog, control
 from connectors.postgres.ranges import Chunk
 from connectors.postgres.session import connect, translated
 from connectors.postgres.sight import Sight, bases
@@ -24,6 +25,7 @@ from schemas.table import Table
 from stream.throttle import Throttle
 from stream.verify import rows
 from stream.verify.compare import Compared, Pair, agreed_hash, compare
+from stream.verify.ground import NotReady
 from stream.verify.judging import BATCH, Applied, Found, Judge, Stopped, TooMany, Unsettled
 from stream.verify.ledger import APPLICATION, Ledger
 from stream.verify.task import Tally, Task
@@ -78,10 +80,10 @@ class Sweep:
         """Compare. Errors: Stopped; Unavailable and what else stands in the way of all of it."""
         task = self._task
         with contextlib.ExitStack() as stack:
-            control = stack.enter_context(
+            conn = stack.enter_context(
                 contextlib.closing(connect(task.target_dsn, application=f"{APPLICATION} control"))
             )
-            self._ledger = Ledger(control, task)
+            self._ledger = Ledger(conn, task)
             first = self._pair()
             stack.callback(first.close)
             first.source.assert_same(task.system_id, task.timeline)
@@ -116,15 +118,14 @@ class Sweep:
                 f"rows cannot be compared while the stream stands still: {why}",
                 hint="slackwater run; slackwater status",
             )
-        leader = pair.source if self._task.link.source is self._task.plan.direction.source else pair.target
+        leader, _ = self._ranked(pair)
         with leader.look([], timeout_s=10):
             at = leader.position()
         applied.past(at)
 
     def _applied(self, pair: Pair, stop: threading.Event) -> Applied:
         task = self._task
-        ahead = task.link.source is task.plan.direction.source
-        leader, follower = (pair.source, pair.target) if ahead else (pair.target, pair.source)
+        leader, follower = self._ranked(pair)
         return Applied(
             leader=leader,
             follower=follower,
@@ -133,6 +134,22 @@ class Sweep:
             stop=stop,
             standing=task.standing,
         )
+
+    def _ranked(self, pair: Pair) -> tuple[Sight, Sight]:
+        """The side that leads, and the one that follows."""
+        ahead = self._task.link.source is self._task.plan.direction.source
+        return (pair.source, pair.target) if ahead else (pair.target, pair.source)
+
+    def _leads(self, pair: Pair) -> None:
+        """Errors: NotReady when the writes have moved: what differed then is not yet applied, and no mismatch."""
+        task = self._task
+        leader, _ = self._ranked(pair)
+        row = control.turn(leader.primary, task.plan.migration, task.link.source)
+        if row is None or not row.open or row.open_turn != task.turn:
+            raise NotReady(
+                f"the writes moved away from {task.link.source} while rows were compared",
+                hint="slackwater verify again, once a side is open: it goes on where it stopped",
+            )
 
     def _begin(self, pair: Pair) -> None:
         """Every table's view and what is left of it."""
@@ -250,15 +267,16 @@ class Sweep:
                         hint="slackwater verify, when there is less traffic",
                     )
                 more = more or compared.more
+                self._leads(pair)
                 break
             except Contended as error:
                 if attempt == CONTENDED - 1:
-                    self._give_up(tally, chunk, error)
+                    self._give_up(pair, tally, chunk, error)
                     return
                 self._ended.wait(0.2 * 2**attempt)
             except SlackwaterError as error:
                 if not self._smaller(tally, chunk, error, pair):
-                    self._give_up(tally, chunk, error)
+                    self._give_up(pair, tally, chunk, error)
                 return
         failpoint("verify.before_record")
         with self._lock:
@@ -304,10 +322,11 @@ class Sweep:
             tally.course.give_back(*(replace(c, number=0) for c in space.cut_at(chunk, at)))
         return True
 
-    def _give_up(self, tally: Tally, chunk: Chunk, error: SlackwaterError) -> None:
+    def _give_up(self, pair: Pair, tally: Tally, chunk: Chunk, error: SlackwaterError) -> None:
         """A table that cannot be compared; the others go on. A server that is gone ends all of it."""
         if isinstance(error, Unavailable) and not isinstance(error, (Contended, Unsettled)):
             raise error
+        self._leads(pair)
         with self._lock:
             tally.course.give_back(chunk)
             self._fail(tally, error)

@@ -17,7 +17,7 @@ from stream.verify.views import View
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What is compared, and between whom. `link` carries the open side's writes to the other one.
+    """What is compared, and between whom. `link` carries the open side's writes to the other one, during `turn`.
 
     `standing` says why the stream cannot be going on, None when it can; None itself: ask its roles' heartbeats.
     """
@@ -27,6 +27,7 @@ class Task:
     replica_dsn: str | None
     plan: Plan
     link: Direction
+    turn: int
     fingerprint: str
     system_id: str
     timeline: int

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 
 import psycopg
@@ -10,7 +12,7 @@ import pytest
 
 from connectors.postgres import fence, session
 from tests.fixtures.ledger import writing
-from tests.fixtures.tide import Tide
+from tests.fixtures.tide import Tide, resume, state_of
 
 CLOSED = psycopg.errors.ReadOnlySqlTransaction
 
@@ -25,10 +27,25 @@ def test_a_cutover_moves_the_writes_and_loses_none(tide: Tide) -> None:
     assert tide.program("route").strip() == "old"
 
     ledger = tide.ledger()
+    with tide.program.file.open("a") as file:
+        file.write("verify: {workers: 1}\n")
     with writing(ledger):
-        time.sleep(1)
+        comparing = tide.start("verify", failpoints="verify.before_record=stop@1")
+        tide.program.until(lambda: state_of(comparing.pid) == "T", within_s=40)
         done = tide.cutover("--as", "tonight")
         time.sleep(1)
+        # What the way back has not brought yet differs, and is no mismatch.
+        applier = tide.role("reverse", "apply")
+        os.kill(applier, signal.SIGSTOP)
+        try:
+            time.sleep(0.5)
+            resume(comparing)
+            out, err = comparing.communicate(timeout=60)
+        finally:
+            os.kill(applier, signal.SIGCONT)
+    assert comparing.returncode == 1, (out, err)
+    assert "the writes moved away from old while rows were compared" in err
+    assert "mismatched" not in {t["state"] for t in tide.program.status()["verification"]["forward"]["tables"].values()}
     assert (done["result"], done["writes"], done["turn"], done["error"]) == ("done", "new", turns + 1, None)
     assert [s["step"] for s in done["steps"]] == [
         "gates", "look", "lock", "drain", "check", "sequences", "journal", "fence", "open",

@@ -13,6 +13,7 @@ from stream.verification import Verdict
 from stream.verify import views
 from stream.verify.anew import load_anew
 from stream.verify.final import compare_now, pieces, ready
+from stream.verify.ground import NotReady
 from stream.verify.judging import Stopped
 from stream.verify.sweep import Sweep
 from tests.fixtures.databases import Databases
@@ -83,6 +84,21 @@ def test_what_agrees_is_clean(loaded: Filling) -> None:
     assert found_clean.state is Verdict.CLEAN
     assert found_clean.age_s is not None
     assert loaded.one("select count(*) > 5 from slackwater.verify_chunk where load = 'customer'", on="new")
+
+    compared: list[int] = []
+
+    def moved(rows: int) -> None:
+        """After the first chunk the writes move to new, and one comes there that old does not have yet."""
+        compared.append(rows)
+        if len(compared) == 1:
+            loaded.old.execute("update slackwater.turn set fence_turn = 2")
+            corrupt(loaded, "update app.customer set name = 'written on new'")
+
+    with loaded.streaming(), pytest.raises(NotReady, match="the writes moved away from old"):
+        Sweep(task(loaded, workers=1), throttle=None, count=moved).run(threading.Event())
+    assert compared
+    assert {t.state for t in verdict(loaded).tables.values()} <= {Verdict.CLEAN, Verdict.RUNNING, Verdict.PENDING}
+    loaded.unlike = "new has gone on"
 
 
 FIVE = "e4da3b7f-bbce-2345-d777-2b0674a318d5"  # md5('5')
