@@ -168,6 +168,12 @@ def confirm(question: str) -> None:
         return
     if _invocation.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise ConfigError(f"this needs a yes: {question}", hint="run it on a terminal, or give --yes")
-    typer.echo(f"{question} [y/N] ", err=True, nl=False)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    before = {n: signal.signal(n, signal.default_int_handler) for n in (signal.SIGINT, signal.SIGTERM)}  # a safe point
+    try:
+        typer.echo(f"{question} [y/N] ", err=True, nl=False)
+        answer = sys.stdin.readline()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if answer.strip().lower() not in ("y", "yes"):
         raise Refused("not confirmed; nothing was changed", hint="answer y, or give --yes")

@@ -235,6 +235,7 @@ QUESTION = """
 import sys
 from stream.cli import context
 context.invocation().yes = "--yes" in sys.argv
+context.stoppable()
 context.confirm("drop it all?")
 print("dropped")
 """
@@ -267,3 +268,14 @@ def test_a_question_on_a_terminal(typed: str, code: int, said: str) -> None:
     os.close(ours)
     os.close(theirs)
     assert (process.returncode, out) == (code, said)
+
+
+def test_a_question_on_a_terminal_is_a_place_to_stop() -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", ASK], stdin=theirs, stderr=theirs, stdout=subprocess.PIPE)
+    assert b"drop it all?" in os.read(ours, 1000)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[0] == b""
+    assert process.returncode == -signal.SIGINT
+    os.close(ours)
+    os.close(theirs)
