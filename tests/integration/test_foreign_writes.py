@@ -196,12 +196,18 @@ def test_the_end_after_a_switch(postgres_dsn: str, bootstrap: str, tmp_path: Pat
             assert "needs a reason" in program("finalize", "--waive", "verification", code=2)
         else:
             somebody_uses_the_closed_side(program, made)
+            assert program.launch("finalize", "--yes", failpoints="finalize.after_old=kill").wait(60) == -9
+            told = program.status()
+            assert (told["phase"], told["writes"], told["switching"]) == ("finalized", "new", None)
+            assert told["next"].endswith(" finalize")
         over = ("--waive", "verification", "--reason", "the slot is lost") if broken else ()
         assert "this needs a yes" in program("finalize", *over, code=2)
         answer = program.document("finalize", "--yes", "--drop-topics", *over)
         assert answer["result"] == "finalized"
         assert any("gone over: the reverse verification is pending" in step for step in answer["steps"]) == broken
+        assert "new takes the writes, and nothing here tells of it any more" in answer["left"][1]
         assert "was not there" in program("finalize", "--yes")
+        assert "nothing of this migration is on the servers" in program("wait", "--for", "writes=new", code=1)
 
 
 def somebody_uses_the_closed_side(program: Program, shop: Shop) -> None:
