@@ -4,6 +4,7 @@
     |-- ConfigError            the file or the command line is wrong                       exit 2
     |   `-- MappingError       one mapping in the file is wrong
     |-- Refused                the answer is no; every reason is listed                    exit 3
+    |   `-- Unanswerable       a question that was asked cannot be answered                exit 1
     |-- Aborted                given up, or stopped, where nothing is lost by it           exit 4
     |-- Ambiguous              the state could not be proven                               exit 5
     |-- Unavailable            a server did not answer; trying again is right              BACKOFF
@@ -66,6 +67,12 @@ class Refused(SlackwaterError):
     def __init__(self, cause: str, *, reasons: tuple[str, ...] = (), hint: str = "") -> None:
         super().__init__(cause, hint=hint)
         self.reasons = reasons
+
+
+class Unanswerable(Refused):
+    """What would answer the question cannot be looked at: of a verb whose 3 is an answer, this is none."""
+
+    exit_code = 1
 
 
 class Aborted(SlackwaterError):

@@ -2,7 +2,8 @@
 
 Invariant: whichever is chosen, both sides hold the same rows afterwards, and the open side's stream has the last word.
 Accepting writes the closed side's rows to the open one as an application would, unmarked, so they come back in order
-among all others of that stream; discarding has the open side's rows read again, under the rule of every reread.
+among all others of that stream; discarding has the open side's rows read again, under the rule of every reread. Once
+the side with the foreign ones takes the writes, these are its own: accepting has them read again from there.
 """
 
 from __future__ import annotations
@@ -46,13 +47,19 @@ def accept(
     actor: Callable[[Connection], Actor],
     reason: str,
 ) -> int:
-    """Take the rows, as `side` has them now, over to the open side. Returns how many were decided upon.
+    """Take the rows, as `side` has them now, over to the other side. Returns how many were decided upon.
 
     Errors: Refused for what has no key; Contended, Unavailable: run it again, it goes on from here.
     """
     direction = next(d for d in Direction if d.source is side)
     plan = plan_for(spec, prepared, direction)
-    keys = _keys(rows, "accept")
+    own = _takes_writes(spec, side)
+    instead = (
+        f"`slackwater verify --direction {direction} --repair` brings over what has a key"
+        if own
+        else f"make the same change on {side.other}, as the application would: it comes back from there"
+    )
+    keys = _keys(rows, "accept", instead)
     source, target = _dsn(spec, side), _dsn(spec, side.other)
     with closing(Session(source, target, None, plan)) as session:
         loads = {row.name: row for row in session.loads.all()}
@@ -60,7 +67,10 @@ def accept(
         for table, wanted in keys.items():
             for name, load in session.engine.loads.items():
                 if load.mapping.sources == (table,) and (load.is_mirror or load.mapping.row_local):
-                    rereader.take_over(loads[name], wanted)
+                    if own:
+                        rereader.ask(name, wanted, "foreign-writes accept")
+                    else:
+                        rereader.take_over(loads[name], wanted)
                     failpoint("foreign.mid_accept")
     _decide(spec, rows, side, "accepted", actor=actor, reason=reason)
     return len(rows)
@@ -77,11 +87,18 @@ def discard(
 ) -> int:
     """Have the open side's rows read again in the place of these. Returns how many rows were asked for.
 
-    Errors: Refused for what cannot be found by a key, or is written by no mapping of that direction.
+    Errors: Refused for what cannot be found by a key, or is written by no mapping of that direction, and while `side`
+    is open: what is there is the application's.
     """
     direction = next(d for d in Direction if d.target is side)
+    if _takes_writes(spec, side):
+        raise Refused(
+            f"{side} takes the application's writes now: what was written there before is part of its rows",
+            hint=f"undo it on {side}, as the application would; then `slackwater foreign-writes accept` brings"
+            f" {side.other} to the same",
+        )
     plan = plan_for(spec, prepared, direction)
-    keys = _keys(rows, "discard")
+    keys = _keys(rows, "discard", f"`slackwater verify --direction {direction} --repair` puts back what has a key")
     if unknown := sorted(keys.keys() - plan.targets.keys()):
         raise Refused(
             f"no mapping of the {direction} direction writes {', '.join(unknown)}: nothing can put its rows back",
@@ -128,16 +145,16 @@ def done_by_hand(
     _decide(spec, rows, side, state, actor=actor, reason=f"{reason} (by hand)")
 
 
-def _keys(rows: Sequence[Recorded], verb: str) -> Keys:
+def _takes_writes(spec: Spec, side: Side) -> bool:
+    with closing(connect(_dsn(spec, side), application="slackwater foreign-writes")) as conn:
+        turn = control.turn(conn, spec.migration, side)
+    return turn is not None and turn.open
+
+
+def _keys(rows: Sequence[Recorded], verb: str, instead: str) -> Keys:
     """Table -> keys. Refused for rows without a key."""
     nameless = sorted({row.source for row in rows if not row.key})
     if nameless:
-        side = Side(rows[0].side)
-        writer = next(d for d in Direction if d.target is side)
-        instead = {
-            "accept": f"make the same change on {side.other}, as the application would: it comes back from there",
-            "discard": f"`slackwater verify --direction {writer} --repair` puts back what has a key",
-        }[verb]
         raise Refused(
             f"{', '.join(nameless)} was truncated, or has no key: which rows it was about cannot be told",
             hint=f"{instead}; then `slackwater foreign-writes {verb} --done-by-hand`, which takes your word for it",

@@ -13,6 +13,8 @@ from typing import Any, cast
 from connectors.postgres.session import Connection, translated
 from schemas.direction import Direction
 from stream.journal import Actor
+from stream.loads import MIRROR
+from stream.reread import assert_closed
 
 READ = """
 select id, load, source, key, commit_lsn::text, sqlstate, error, state, changes, at, waived_by, waived_reason, waived_at
@@ -48,13 +50,18 @@ def rows(conn: Connection, migration: str, direction: Direction) -> list[Row]:
 
 
 def retry(conn: Connection, migration: str, direction: Direction, ids: Sequence[int] | None) -> list[int]:
-    """Asks for the rows to be read again from the source; None: all that are not waived. Returns their ids."""
+    """Asks for the rows to be read again from the source; None: all that are not waived. Returns their ids.
+
+    Errors: Refused while the target is open to the application, but for rows of mirrors.
+    """
     with translated("asking for another try"), conn.transaction():
         found = conn.execute(
             "update slackwater.quarantine set state = 'retrying' where migration = %s and direction = %s "
-            "and (%s::bigint[] is null and state <> 'waived' or id = any(%s)) returning id",
+            "and (%s::bigint[] is null and state <> 'waived' or id = any(%s)) returning id, load",
             (migration, direction.value, _array(ids), _array(ids)),
         ).fetchall()
+        if any(not str(load).startswith(MIRROR) for _, load in found):
+            assert_closed(conn, migration, direction)
         retried = sorted(cast("int", row[0]) for row in found)
         conn.execute(
             "insert into slackwater.reread (migration, direction, load, source, key, reason) "

@@ -1,7 +1,8 @@
 """Rows that have to be read again from the source, one by one: chunks of named keys, under the rule of every chunk.
 
-Invariant: a row leaves the queue in the transaction that wrote what the source has for its key (or deleted what the
-target has of a row that is gone), or that put it into quarantine with the reason.
+Invariants: a row leaves the queue in the transaction that wrote what the source has for its key (or deleted what the
+target has of a row that is gone), that put it into quarantine with the reason, or that opened the target to the
+application; and none is asked for while the target is open, for nothing of ours may write it then.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from dataclasses import dataclass
 from typing import cast
 
 from connectors.failpoint import failpoint
+from connectors.postgres import control
 from connectors.postgres.control import Checkpoint
 from connectors.postgres.ranges import KeySpace, Kind
 from connectors.postgres.session import Connection, translated
-from schemas.errors import Halt, RowRejected
+from schemas.direction import Direction
+from schemas.errors import Halt, Refused, RowRejected
 from schemas.plan import Plan
 from schemas.position import ZERO, Lsn, format_lsn
 from stream.engine import Lock
@@ -39,6 +42,17 @@ class Asked:
     key: Key
     attempts: int
     carried: Sequence[Key] = ()
+
+
+def assert_closed(conn: Connection, migration: str, direction: Direction) -> None:
+    """In the caller's transaction, for as long as it lasts. Errors: Refused while the direction's target is open."""
+    turn = control.turn(conn, migration, direction.target, lock=True)
+    if turn is None or turn.open:
+        raise Refused(
+            f"{direction.target} takes the application's writes: nothing that comes {direction} may write its rows",
+            hint=f"what is wrong on {direction.target} is for the application to put right there;"
+            f" while {direction.source} takes the writes, its rows can be read again",
+        )
 
 
 class Queue:
@@ -174,6 +188,13 @@ class Rereader:
             assert row.barrier is not None  # looked at before
             self._s.loads.newest(load, row.barrier, lsn[0])
         return len(taken)
+
+    def ask(self, load: str, keys: Sequence[Key], reason: str) -> None:
+        """Have rows of an open source read again for its closed target. Errors: Refused when that one is open."""
+        source = self._s.engine.loads[load].mapping.sources[0]
+        with translated("asking for rows to be read again"), self._s.target.transaction():
+            assert_closed(self._s.target, self._plan.migration, self._plan.direction)
+            self._s.engine.target.ask_reread(load, source, keys, reason)
 
     def take_over(self, row: LoadRow, keys: Sequence[Key]) -> None:
         """Read rows of a closed source again for its open target: written unmarked, as the application's own."""

@@ -307,7 +307,7 @@ def _backfill(home: NewLook | None, new: SideLook | SlackwaterError) -> Document
         "state": how,
         "reason": None if beat is None or how in ("done", "running") else beat.reason,
         "paused": pause_document(pause),
-        "seconds_left": None if None in left else max(left, default=0.0),
+        "seconds_left": None if None in left else max(left, default=None if home.prepared is None else 0.0),
         "role": role_document(beat),
         "last_error": None if beat is None or beat.last_error is None else dict(beat.last_error),
         "tables": dict(home.loads),

@@ -54,14 +54,15 @@ class Mismatch:
 class TableVerdict:
     """One target table. `at`: when its last complete pass began: what it says is as old as its oldest chunk.
 
-    `running`: whether a pass is under way.
+    `running`: whether a pass is under way. `mismatched`: rows that the last complete pass found; where there was none,
+    what the one under way has found so far, and None while that is nothing.
     """
 
     state: Verdict
     at: datetime | None = None
     age_s: float | None = None
     rows: int | None = None
-    mismatched: int = 0
+    mismatched: int | None = None
     missing: int = 0
     extra: int = 0
     differing: int = 0
@@ -86,8 +87,10 @@ class Verification:
         return Verification(state=together(tables.values()), tables=tables)
 
     @property
-    def mismatched(self) -> int:
-        return sum(table.mismatched for table in self.tables.values())
+    def mismatched(self) -> int | None:
+        """Rows that are known to differ; None where none is, and a table was never compared."""
+        counts = [table.mismatched for table in self.tables.values()]
+        return sum(n or 0 for n in counts) or (None if not counts or None in counts else 0)
 
     @property
     def age_s(self) -> float | None:
@@ -108,7 +111,7 @@ class Verification:
 
 READ = """
 select load, state, fingerprint, at, extract(epoch from clock_timestamp() - at)::float8, rows, mismatched, missing,
-       extra, differing, listed, pass_began_at is not null, problem
+       extra, differing, listed, pass_began_at is not null, pass_mismatched, problem
   from slackwater.verification where migration = %s and direction = %s order by load
 """
 
@@ -146,7 +149,7 @@ def together(tables: Collection[TableVerdict]) -> Verdict:
 
 
 def _table(row: Sequence[Any], fingerprint: str | None) -> TableVerdict:
-    _, state, of, at, age_s, compared, mismatched, missing, extra, differing, listed, running, problem = row
+    _, state, of, at, age_s, compared, mismatched, missing, extra, differing, listed, running, so_far, problem = row
     verdict = Verdict(state)
     if fingerprint is not None and of != fingerprint and verdict is Verdict.CLEAN:
         verdict, at, age_s, compared = Verdict.PENDING, None, None, None
@@ -157,7 +160,7 @@ def _table(row: Sequence[Any], fingerprint: str | None) -> TableVerdict:
         at=at,
         age_s=age_s,
         rows=compared,
-        mismatched=mismatched,
+        mismatched=so_far or None if at is None else mismatched,
         missing=missing,
         extra=extra,
         differing=differing,

@@ -64,6 +64,19 @@ def open_(conn: Connection, migration: str, side: Side, turn: int) -> bool:
     return True
 
 
+def settle_rereads(conn: Connection, migration: str, side: Side) -> int:
+    """Let go of the rows of a side that wait to be read again, in the transaction that opens it; how many there were.
+
+    From then on they are the application's own. Mirrors are not: theirs go on.
+    """
+    direction = next(d for d in Direction if d.target is side)
+    gone = conn.execute(
+        "delete from slackwater.reread where migration = %s and direction = %s and load not like 'mirror:%%'",
+        (migration, direction.value),
+    )
+    return gone.rowcount
+
+
 def ask_for(conn: Connection, migration: str, side: Side, turn: int) -> None:
     """Let a closed side's row ask for at least `turn`, so that an opening of an earlier one comes to nothing."""
     with translated(f"cannot move the fence of {side}"):

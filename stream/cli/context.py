@@ -15,7 +15,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +28,7 @@ import typer
 from connectors.postgres import control
 from connectors.postgres.session import Connection, connect, translated
 from schemas.direction import Side
-from schemas.errors import ConfigError, Refused
+from schemas.errors import ConfigError, Refused, Unanswerable
 from stream.clock import rfc3339
 from stream.journal import Actor
 from stream.sides import Sides
@@ -95,6 +96,15 @@ def prepared_side(spec: Spec, side: Side, verb: str) -> Connection:
         conn.close()
         raise Refused(f"migration {spec.migration} is not prepared on {side}", hint=command(spec, "prepare"))
     return conn
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """For a verb whose 3 says what its rows are like. Errors: Unanswerable where it is refused to look at them."""
+    try:
+        yield
+    except Refused as error:
+        raise Unanswerable(error.cause, reasons=error.reasons, hint=error.hint) from error
 
 
 def actor(conn: Connection) -> Actor:

@@ -19,6 +19,7 @@ def roundtrip() -> None:
     """Take every old row to new and back, in the database, and say which columns do not come back as they were."""
     spec = context.spec()
     with (
+        context.asking(),
         closing(context.open_side(spec, Side.OLD, "roundtrip")) as old,
         closing(context.open_side(spec, Side.NEW, "roundtrip")) as new,
     ):

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Annotated, Any
 
@@ -21,6 +21,7 @@ from schemas.spec import Spec
 from stream import journal, prepared, wiring
 from stream.cli import context, exits, text
 from stream.pause import paused
+from stream.reread import assert_closed
 from stream.supervisor import RoleName
 from stream.throttle import Throttle
 from stream.verification import Store, Verdict, Verification, latest
@@ -62,21 +63,23 @@ def verify(
         if repair or table or show_values:
             raise ConfigError("--continuous goes with --direction alone", hint="slackwater verify --continuous")
         _forever(spec, direction)
-    with (
-        closing(context.prepared_side(spec, Side.NEW, "verify")) as new,
-        closing(context.prepared_side(spec, direction.target, "verify")) as target,
-    ):
-        document = prepared.load(new, spec.migration)
-        assert document is not None
-        plan = prepared.plan_for(spec, document, direction)
-        names = wanted(plan, table or [])
-        assert_loaded(target, plan, names)
-        stop = context.stoppable()
-        if not guard(target, plan, stop, patience_s=WAIT_S):
-            raise _stopped(spec)
-        began = time.monotonic()
-        tallies = _compare(spec, document, plan, new, table or [], stop, resume=not fresh)
-        seconds = time.monotonic() - began
+    with ExitStack() as stack:
+        with context.asking():
+            new = stack.enter_context(closing(context.prepared_side(spec, Side.NEW, "verify")))
+            target = stack.enter_context(closing(context.prepared_side(spec, direction.target, "verify")))
+            document = prepared.load(new, spec.migration)
+            assert document is not None
+            plan = prepared.plan_for(spec, document, direction)
+            names = wanted(plan, table or [])
+            if repair:
+                assert_closed(target, plan.migration, direction)
+            assert_loaded(target, plan, names)
+            stop = context.stoppable()
+            if not guard(target, plan, stop, patience_s=WAIT_S):
+                raise _stopped(spec)
+            began = time.monotonic()
+            tallies = _compare(spec, document, plan, new, table or [], stop, resume=not fresh)
+            seconds = time.monotonic() - began
         asked = _repair(spec, plan, new, target, tallies, stop) if repair else None
         found = latest(target, spec.migration, direction, fingerprint=document.fingerprint, targets=names)
     follows = _next(spec, found, tallies, repair=repair)
@@ -94,7 +97,8 @@ def verify(
 def _forever(spec: Spec, direction: Direction) -> None:
     from stream.cli import run
 
-    status = run.one(spec, RoleName("verify", direction), spec.http.listen, None)
+    with context.asking():
+        status = run.one(spec, RoleName("verify", direction), spec.http.listen, None)
     run.finish(spec, RoleName("verify", direction), status)
 
 
@@ -238,7 +242,7 @@ def _document(
             "rows": tally.rows,
             "source_rows": tally.source_rows,
             "target_rows": tally.target_rows,
-            "mismatched": tally.total,
+            "mismatched": tally.total or (None if tally.problem else 0),
             "more": tally.more,
             "mismatches": [_mismatch(tally, n, values=values) for n in range(len(tally.found))],
             "problem": None if tally.problem is None else _error(tally.problem),

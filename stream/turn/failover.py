@@ -217,6 +217,7 @@ def _open(t: Turning) -> None:
                 if side is t.source and row is not None and row.open:
                     raise Aborted(f"{t.source} was opened meanwhile: {t.to} stays closed", hint=t.again)
         turns.open_(conn, t.migration, t.to, t.turn)
+        turns.settle_rereads(conn, t.migration, t.to)
         if t.to is Side.NEW:
             history.force(t, conn)
         if t.source in t.conns:

@@ -65,11 +65,14 @@ def _once(t: Turning) -> None:
                     f"turn {t.turn} is not what comes next: {t.to} is not opened", hint=f"{t.command} status"
                 )
             turns.open_(opening, t.migration, t.to, t.turn)
+            left = turns.settle_rereads(opening, t.migration, t.to)
             if t.to is Side.NEW:
                 history.reach(t, opening)
             ping(keeping)
             failpoint("turn.before_open_commit")
             opening.execute("commit")
+        if left:
+            t.note(f"{left} rows that were to be read again stay as they are on {t.to}: they were asked for too late")
     finally:
         for conn in (opening, keeping):
             _end(conn)

@@ -19,6 +19,7 @@ from schemas.control import MIRROR_SCHEMA, mirror_name
 from schemas.names import qualified, quote
 from schemas.plan import Plan
 from stream.engine.loads import mirror_mapping
+from stream.reread import assert_closed
 from stream.verification import Mismatch, Store
 from stream.verify.compare import Pair
 from stream.verify.views import Key, View, bare, owners, restricts
@@ -121,10 +122,14 @@ def _mirrored(
 
 
 def ask(store: Store, name: str, asked: Asked) -> int:
-    """Queue what is to be read again, and mark the table; how many rows. One transaction: both or neither."""
+    """Queue what is to be read again, and mark the table; how many rows. One transaction: both or neither.
+
+    Errors: Refused while the target is open to the application.
+    """
     target = Target(store.conn, store.migration, store.direction)
     total = 0
     with translated("asking for rows to be read again"), store.conn.transaction():
+        assert_closed(store.conn, store.migration, store.direction)
         for load, (source, keys) in asked.rows.items():
             target.ask_reread(load, source, keys, REASON)
             total += len(keys)

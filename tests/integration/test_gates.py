@@ -249,12 +249,22 @@ def test_only_a_whole_clean_and_young_pass_of_this_file_counts(stage: Stage, see
         found = gate(seen().document, "verification")
         return found["state"], found["detail"]
 
+    def mismatched() -> list[int | None]:
+        found = seen().document["verification"]["forward"]
+        return [found["mismatched"], found["tables"]["customers"]["mismatched"]]
+
     assert state() == ("unknown", "not compared under this file: customers")
-    store.begin("customers", fingerprint, resume=False)
+    assert mismatched() == [None, None]
+    began, _, _ = store.begin("customers", fingerprint, resume=False)
     assert state()[1].endswith("a pass is under way")
+    assert mismatched() == [None, None]
+    store.found("customers", began, [], 2)
+    assert mismatched() == [2, 2]
     passes(of="another file's")
     assert state()[0] == "unknown"
+    assert mismatched() == [None, None]
     passes()
+    assert mismatched() == [0, 0]
     assert state()[0] == "passed"
     verification = seen().document["verification"]["forward"]
     assert (verification["state"], verification["tables"]["customers"]["rows"]) == ("clean", 10)

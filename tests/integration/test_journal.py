@@ -8,7 +8,7 @@ import pytest
 
 from connectors.postgres import control
 from connectors.postgres.session import Connection, connect
-from schemas.direction import Direction
+from schemas.direction import Direction, Side
 from schemas.errors import Refused
 from stream import journal, pause, quarantine, state
 from stream.journal import Actor
@@ -129,6 +129,7 @@ def test_pause_and_resume(new: Connection) -> None:
 
 
 def quarantined(conn: Connection, *keys: int) -> None:
+    control.put_turn(conn, "shop", Side.NEW, open_turn=0, fence_turn=1)
     for key in keys:
         conn.execute(
             "insert into slackwater.quarantine (migration, direction, load, source, key, error) "
@@ -151,6 +152,18 @@ def test_retry_puts_rows_into_the_reread_queue(new: Connection) -> None:
         assert [q[0] for q in queue(new)] == ["1", "3"]
         assert [r.state for r in quarantine.rows(new, "shop", Direction.FORWARD)] == ["retrying", "waived", "retrying"]
         assert quarantine.retry(new, "shop", Direction.REVERSE, None) == []
+
+
+def test_retry_is_refused_while_the_application_writes_there(new: Connection) -> None:
+    with new:
+        quarantined(new, 1, 2)
+        new.execute("update slackwater.quarantine set load = 'mirror:customers' where key ->> 'id' = '2'")
+        new.execute("update slackwater.turn set open_turn = 1")
+        with pytest.raises(Refused, match="new takes the application's writes"):
+            quarantine.retry(new, "shop", Direction.FORWARD, None)
+        assert queue(new) == []
+        assert [r.state for r in quarantine.rows(new, "shop", Direction.FORWARD)] == ["open", "open"]
+        assert quarantine.retry(new, "shop", Direction.FORWARD, [2]) == [2]  # mirrors are kept whoever writes
 
 
 def test_a_waived_row_keeps_the_name_and_the_reason(new: Connection) -> None:

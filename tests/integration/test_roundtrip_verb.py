@@ -55,3 +55,7 @@ def test_what_could_not_be_judged_is_a_failure(file: Path) -> None:
     done = ran(file)
     assert done.returncode == 1
     assert "reads t.more, which no mapping gives" in done.stdout
+    file.write_text(file.read_text().replace("lower(name)", "lower(gone)"))
+    done = ran(file)
+    assert done.returncode == 1
+    assert "the mappings cannot be used as they are" in done.stderr

@@ -30,6 +30,7 @@ def test_before_prepare_there_is_a_plan_and_nothing_else(unprepared: Stage) -> N
     assert document["next"] == "slackwater -c migration.yaml prepare"
     assert document["gates"] == []
     assert document["safe_to_cutover"] is False
+    assert document["backfill"]["seconds_left"] is None
 
 
 def test_every_key_of_the_contract(running: Stage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
@@ -48,9 +49,36 @@ def verify(tide: Tide, direction: str, code: int) -> dict[str, Any]:
     return tide.program.document("verify", "--direction", direction, code=code)
 
 
+def rereads(tide: Tide) -> int:
+    rows: int = tide.program.status()["reread"]["rows"]
+    return rows
+
+
+def behind_the_stream(tide: Tide, note: str) -> None:
+    tide.on(
+        "old",
+        f"begin; select pg_logical_emit_message(true, 'slackwater.echo', '{tide.migration}.reverse');"
+        f" update shop.account set note = '{note}' where id = 14; commit",
+    )
+
+
+def past_the_fence(tide: Tide, note: str) -> None:
+    tide.on(
+        "old",
+        f"begin; alter table shop.account disable trigger all; update shop.account set note = '{note}' where id = 14;"
+        " alter table shop.account enable always trigger slackwater_fence; commit",
+    )
+
+
 def test_verified_before_and_after_a_turn(tide: Tide) -> None:
     """Both directions, whichever side is open: the one that takes writes leads, the other follows."""
     ledger = tide.ledger()
+    # What no stream carries, on the side that leads: nothing of ours may write there.
+    behind_the_stream(tide, "bad")
+    asked = tide.program("verify", "--direction", "reverse", "--repair", "--yes", code=1)
+    assert "old takes the application's writes" in asked
+    assert rereads(tide) == 0
+    behind_the_stream(tide, "n")
     with writing(ledger):
         for direction in ("forward", "reverse"):
             assert verify(tide, direction, 0)["state"] == "clean"
@@ -58,11 +86,7 @@ def test_verified_before_and_after_a_turn(tide: Tide) -> None:
         for direction in ("forward", "reverse"):
             assert verify(tide, direction, 0)["state"] == "clean"
     # Behind its back, on the side that follows now.
-    tide.on(
-        "old",
-        "begin; alter table shop.account disable trigger all; update shop.account set note = 'bad' where id = 14;"
-        " alter table shop.account enable always trigger slackwater_fence; commit",
-    )
+    past_the_fence(tide, "bad")
     wrong = verify(tide, "reverse", 3)["tables"]["account"]["mismatches"]
     assert wrong == [{"kind": "different", "key": {"id": "14"}, "columns": ["note"]}]
     wrong = verify(tide, "forward", 3)["tables"]["account"]["mismatches"]
@@ -70,6 +94,35 @@ def test_verified_before_and_after_a_turn(tide: Tide) -> None:
     tide.program("foreign-writes", "discard", "--reason", "a test", "--yes")
     tide.program.until(lambda: tide.on("old", "select note from shop.account where id = 14") == [("n",)])
     assert verify(tide, "reverse", 0)["state"] == "clean"
+    what_waits_for_a_side_is_settled_when_it_opens(tide)
+
+
+def what_waits_for_a_side_is_settled_when_it_opens(tide: Tide) -> None:
+    """Foreign writes that nobody decided about before the way back; and rows asked for again while it was under way."""
+    past_the_fence(tide, "kept")
+    tide.program.until(lambda: tide.program.status()["foreign_writes"]["rows"] == 1)
+    tide.program("pause", "backfill", "--reason", "a test")
+    turning = tide.start("rollback", failpoints="turn.after_close=sleep:1")
+    tide.program.until(lambda: tide.open_sides() == [])
+    tide.on(
+        "old",
+        "insert into slackwater.reread (migration, direction, load, source, key, reason)"
+        " values (%s, 'reverse', 'account', 'account', '{\"id\": \"13\"}', 'a test')",
+        tide.migration,
+    )
+    told = json.loads(turning.communicate(timeout=60)[0])
+    assert (told["result"], told["writes"]) == ("done", "old")
+    assert any(note.startswith("1 rows that were to be read again stay as they are on old") for note in told["notes"])
+    assert rereads(tide) == 0
+    tide.program("resume", "backfill")
+    # The side with the foreign row leads by now: the row is its own.
+    refused = tide.program("foreign-writes", "discard", "--reason", "a test", "--yes", code=3)
+    assert "undo it on old" in refused
+    assert tide.on("new", "select note from app.account where id = 14") == [("n",)]
+    tide.program("foreign-writes", "accept", "--reason", "a test", "--yes")
+    tide.program.until(lambda: tide.on("new", "select note from app.account where id = 14") == [("kept",)])
+    tide.drained("old")
+    assert rereads(tide) == 0
 
 
 def example() -> str:

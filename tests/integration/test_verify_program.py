@@ -109,8 +109,9 @@ def test_what_cannot_be_compared_is_never_clean(program: Program, shop: Shop) ->
     # A mapping edited after a clean pass.
     text = program.file.read_text()
     program.file.write_text(text.replace("lower(email)", "upper(email)"))
-    assert "is not the file that migration" in program("verify", code=3)
+    assert "is not the file that migration" in program("verify", code=1)
     program.file.write_text(text)
+    assert "not armed" in program("verify", "--direction", "reverse", code=1)
 
     # A table that is gone.
     shop.on_new("alter table app.address rename to addresses")
