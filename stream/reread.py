@@ -147,7 +147,12 @@ class Rereader:
                 )
             waits = self._not_before.get(load, ZERO)
             if not waits or self._s.loads.applied() >= waits:
-                done += self._batch(row, None)
+                try:
+                    done += self._batch(row, None)
+                except Halt as error:
+                    if load in self._queue.loads():
+                        raise
+                    log.info("rereads of %s were let go of meanwhile: %s", load, error.cause)
         return done
 
     def _batch(self, row: LoadRow, keys: Sequence[Key] | None) -> int:

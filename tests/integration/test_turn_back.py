@@ -10,12 +10,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from tests.fixtures.ledger import writing
 from tests.fixtures.tide import BALANCE, ENTRY, WRITERS, Tide
 
 README = Path(__file__).parents[2] / "README.md"
+WAITING = """
+select count(*)::int from pg_stat_activity
+ where datname = current_database() and application_name = 'slackwater backfill' and wait_event = 'advisory'
+"""
 TURNS = int(os.environ.get("SLACKWATER_TURNS", "2"))
 
 
@@ -101,20 +106,24 @@ def what_waits_for_a_side_is_settled_when_it_opens(tide: Tide) -> None:
     """Foreign writes that nobody decided about before the way back; and rows asked for again while it was under way."""
     past_the_fence(tide, "kept")
     tide.program.until(lambda: tide.program.status()["foreign_writes"]["rows"] == 1)
-    tide.program("pause", "backfill", "--reason", "a test")
-    turning = tide.start("rollback", failpoints="turn.after_close=sleep:1")
+    turning = tide.start("rollback", failpoints="turn.after_close=sleep:3")
     tide.program.until(lambda: tide.open_sides() == [])
-    tide.on(
-        "old",
-        "insert into slackwater.reread (migration, direction, load, source, key, reason)"
-        " values (%s, 'reverse', 'account', 'account', '{\"id\": \"13\"}', 'a test')",
-        tide.migration,
-    )
-    told = json.loads(turning.communicate(timeout=60)[0])
+    with psycopg.connect(tide.dsns["old"]) as applying:  # as a long epoch would hold it: backfill waits behind it
+        applying.execute(
+            "select pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"slackwater.{tide.migration}.reverse",)
+        )
+        tide.on(
+            "old",
+            "insert into slackwater.reread (migration, direction, load, source, key, reason)"
+            " values (%s, 'reverse', 'account', 'account', '{\"id\": \"13\"}', 'a test')",
+            tide.migration,
+        )
+        tide.program.until(lambda: tide.on("old", WAITING) == [(1,)])
+        assert tide.open_sides() == []
+        told = json.loads(turning.communicate(timeout=60)[0])
     assert (told["result"], told["writes"]) == ("done", "old")
     assert any(note.startswith("1 rows that were to be read again stay as they are on old") for note in told["notes"])
     assert rereads(tide) == 0
-    tide.program("resume", "backfill")
     # The side with the foreign row leads by now: the row is its own.
     refused = tide.program("foreign-writes", "discard", "--reason", "a test", "--yes", code=3)
     assert "undo it on old" in refused
@@ -123,6 +132,7 @@ def what_waits_for_a_side_is_settled_when_it_opens(tide: Tide) -> None:
     tide.program.until(lambda: tide.on("new", "select note from app.account where id = 14") == [("kept",)])
     tide.drained("old")
     assert rereads(tide) == 0
+    assert "backfill halted" not in tide.program.log
 
 
 def example() -> str:
