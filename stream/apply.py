@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from schemas.epoch import Epoch
 from schemas.errors import StreamGap
 from schemas.plan import Plan
 from schemas.position import Lsn, Position, format_lsn
+from stream import overtaken
 from stream.batch import Batch, Folding, Offsets, Work
 from stream.engine import Engine
 from stream.heartbeat import Heartbeat
@@ -73,6 +75,7 @@ class Apply:
     def __init__(
         self,
         *,
+        source_dsn: str,
         target_dsn: str,
         plan: Plan,
         reader: Callable[[Offsets, int], Reader],
@@ -83,6 +86,7 @@ class Apply:
         paused: Callable[[Connection], str | None],
         housekeeping: Callable[[Connection], None],
     ) -> None:
+        self._source_dsn = source_dsn
         self._dsn = target_dsn
         self._plan = plan
         self._open_reader = reader
@@ -113,6 +117,7 @@ class Apply:
                 holder=f"apply.{direction}",
                 quarantine_limit=self._limit,
                 more=lambda: feed.wait(stop),
+                overtaken=partial(overtaken.record, self._source_dsn, engine, folding.keys),
             )
             with watch:
                 self._loop(stop, engine, target, batch, feed, checkpoint)

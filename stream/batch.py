@@ -102,7 +102,10 @@ class Folding:
 
 
 class Batch:
-    """Writes runs of epochs. `more` waits for the stream's next epoch; it returns None only when told to stop."""
+    """Writes runs of epochs. `more` waits for the stream's next epoch; it returns None only when told to stop.
+
+    `overtaken` keeps rows that are too late: the target is open to the application. They reach the mirrors alone.
+    """
 
     def __init__(
         self,
@@ -112,12 +115,15 @@ class Batch:
         holder: str,
         quarantine_limit: Callable[[], int],
         more: Callable[[], Work | None],
+        overtaken: Callable[[Work], None],
     ) -> None:
         self._engine = engine
         self._folding = folding
         self._holder = holder
         self._limit = quarantine_limit
         self._more = more
+        self._overtaken = overtaken
+        self._late = False  # the transaction's rows were overtaken
         self._keys = folding.keys
         engine.owners.limit = quarantine_limit
         self._quarantined: dict[str, set[str]] = {}
@@ -132,7 +138,8 @@ class Batch:
         done: list[Epoch] = []
         self.counted.clear()
         echo = work.echo
-        e.begin(holder=self._holder, lock="exclusive", writing=bool(work.changes), mirrors_only=echo)
+        e.begin(holder=self._holder, lock="exclusive", writing=bool(work.changes), mirrors_only=True if echo else None)
+        self._late = e.mirrors_only and not echo
         try:
             with translated("applying"):
                 self._quarantined = e.target.quarantined()
@@ -195,13 +202,11 @@ class Batch:
             e.savepoint("part")
             try:
                 staged = e.stage(work.tables, laid=work.laid, straight=not self._quarantined)
-                known = {} if work.echo else self._known(staged)
+                known = {} if e.mirrors_only else self._known(staged)
                 e.settle(staged, swap=swap, skip=known, applied_lsn=applied_lsn)
-                for source, changes in work.keyless.items():
+                for source, changes in work.keyless.items() if not e.mirrors_only else ():
                     e.keyless.apply(source, changes)
                 self._join(work, staged, known, fresh)
-                self.counted.update(map(attrgetter("op", "table"), work.changes))
-                return
             except Halt as error:
                 load = e.current
                 e.back_to("part")
@@ -213,6 +218,11 @@ class Batch:
                     self._unique(load, error, swap, work)
                 else:
                     self._isolate(load, error, work, fresh, applied_lsn)
+            else:
+                if self._late:
+                    self._overtaken(work)
+                self.counted.update(map(attrgetter("op", "table"), work.changes))
+                return
 
     # What the target refuses.
 

@@ -57,7 +57,7 @@ _CONTROL: Mapping[str, Mapping[str, str]] = {
     "reread": {APPLY: "select, insert, update, delete", BACKFILL: "select, insert, update, delete"},
     "canary": {CAPTURE: "select, insert, update", APPLY: "select", BACKFILL: "select"},
     "canary_seen": {CAPTURE: "select", APPLY: "select, insert, update", BACKFILL: "select"},
-    "foreign_write": {CAPTURE: "select, insert", APPLY: "select", BACKFILL: "select"},
+    "foreign_write": {CAPTURE: "select, insert", APPLY: "select, insert", BACKFILL: "select"},
     "role": {
         CAPTURE: "select, insert, update",
         APPLY: "select, insert, update",

@@ -170,6 +170,7 @@ class Process:
                 state.settle(conn, plan.migration, actor=role_actor(conn, "apply"))
 
         return Apply(
+            source_dsn=dsn(self.spec, plan.direction.source),
             target_dsn=dsn(self.spec, plan.direction.target),
             plan=plan,
             reader=lambda offsets, epoch: EpochReader(

@@ -121,7 +121,14 @@ def test_what_one_part_of_a_transaction_set_aside_is_not_the_next_parts(filling:
         filling._folding.add(work, epoch, [change], {})
         works.append(work)
     parts = iter(works[1:])
-    batch = Batch(filling.engine, filling._folding, holder="test", quarantine_limit=lambda: 0, more=lambda: next(parts))
+    batch = Batch(
+        filling.engine,
+        filling._folding,
+        holder="test",
+        quarantine_limit=lambda: 0,
+        more=lambda: next(parts),
+        overtaken=filling.overtaken,
+    )
     batch.write(works[0], checkpoint)
     filling.agrees()
     assert mine(filling) == [(3, "of 3", 3), (20, "of 2", 2), (21, "of 1", 1)]
