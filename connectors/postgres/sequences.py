@@ -89,6 +89,11 @@ class Column:
     indexed: bool
     scanned: tuple[int | None, int | None] = (None, None)
 
+    @property
+    def tells(self) -> bool:
+        """Whether its values say anything: they are numbers, and, where all were looked at, there are some."""
+        return self.indexed or self.scanned != (None, None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
@@ -112,8 +117,11 @@ class Moved:
     note: str
 
 
-def pairs(source: Connection, target: Connection, plan: Plan) -> list[Pair]:
-    """Every sequence of the target that feeds a mapped column. Reads catalogs, and columns that have no index."""
+def pairs(source: Connection | None, target: Connection, plan: Plan) -> list[Pair]:
+    """Every sequence of the target that feeds a mapped column. Reads catalogs, and columns that have no index.
+
+    Without the source, what is known on the target stands for it: `advance` is given the target for both.
+    """
     found: dict[int, Pair] = {}
     with translated("looking up the sequences"):
         feeding: dict[str, dict[str, list[Found]]] = {}
@@ -126,7 +134,9 @@ def pairs(source: Connection, target: Connection, plan: Plan) -> list[Pair]:
                 origin = mapping.output(name).plain
                 others: list[Found] = []
                 there: list[Column] = []
-                if origin is not None:
+                if source is None:
+                    others, there = own, [here]
+                elif origin is not None:
                     other = plan.sources[origin[0]]
                     if other.name not in feeding:
                         feeding[other.name] = _feeding(source, other)
@@ -181,7 +191,14 @@ def _column(conn: Connection, table: Table, name: str) -> Column:
 
 
 def advance(
-    source: Connection, target: Connection, found: Iterable[Pair], *, migration: str, side: Side, turn: int
+    source: Connection,
+    target: Connection,
+    found: Iterable[Pair],
+    *,
+    migration: str,
+    side: Side,
+    turn: int,
+    margins: int = 1,
 ) -> list[Moved]:
     """Set each of the target's sequences past the source's, by what both hold at this moment. Under the hold.
 
@@ -199,7 +216,7 @@ def advance(
         with translated("reading the sequences"):
             read = _read(source, others, there)
             own = _read(target, [pair.own for pair in wanted], here)
-        moved = [_moved(pair, own, read) for pair in wanted]
+        moved = [_moved(pair, own, read, margins) for pair in wanted]
         failpoint("turn.before_setval")
         _set(target, [(pair.own, m.value) for pair, m in zip(wanted, moved, strict=True) if m.value is not None])
     return moved
@@ -211,7 +228,7 @@ class _State:
     extremes: dict[Column, tuple[int | None, int | None]]
 
 
-def _moved(pair: Pair, here: _State, there: _State) -> Moved:
+def _moved(pair: Pair, here: _State, there: _State, margins: int) -> Moved:
     own = here.sequences[pair.own]
 
     def values(state: _State, columns: Iterable[Column]) -> list[int]:
@@ -224,6 +241,7 @@ def _moved(pair: Pair, here: _State, there: _State) -> Moved:
         values(there, pair.there),
         here=values(here, pair.here),
         limit=pair.limit,
+        margins=margins,
     )
     return Moved(sequence=f"{pair.own.schema}.{pair.own.name}", feeds=pair.feeds, value=place.value, note=place.note)
 

@@ -24,17 +24,17 @@ NOBODY = "none"
 def close(conn: Connection, migration: str, side: Side, turn: int, held: Iterable[fence.Relation]) -> None:
     """Close `side`, whose writers this transaction holds back, because turn `turn` begins on the other; not committed.
 
-    Errors: Superseded when the side is not open with the turn before: somebody else has turned.
+    Errors: Superseded when the side is not open with a turn before it: somebody else has turned.
     """
     fence.create_held(conn, migration, side, turn + 1, held)
     moved = conn.execute(
         "update slackwater.turn set fence_turn = %s, changed_at = clock_timestamp()"
-        " where migration = %s and side = %s and open_turn = %s and (fence_turn is null or fence_turn <= open_turn)",
-        (turn + 1, migration, side.value, turn - 1),
+        " where migration = %s and side = %s and open_turn < %s and (fence_turn is null or fence_turn <= open_turn)",
+        (turn + 1, migration, side.value, turn),
     )
     if moved.rowcount != 1:
         raise Superseded(
-            f"{side} is not open with turn {turn - 1} any more: somebody else has turned the tide",
+            f"{side} is not open with a turn before {turn} any more: somebody else has turned the tide",
             hint="slackwater status",
         )
     _emit(conn, TurnMessage(migration=migration, side=side, closed=True, turn=turn))
@@ -48,7 +48,7 @@ def open_(conn: Connection, migration: str, side: Side, turn: int) -> bool:
     """
     moved = conn.execute(
         "update slackwater.turn set open_turn = %s, changed_at = clock_timestamp()"
-        " where migration = %s and side = %s and open_turn < %s and fence_turn <= %s",
+        " where migration = %s and side = %s and open_turn < %s and coalesce(fence_turn, 0) <= %s",
         (turn, migration, side.value, turn, turn),
     )
     if moved.rowcount != 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from connectors.postgres import sequences
 from connectors.postgres import turn as turns
 from connectors.postgres.sequences import Pair
 from connectors.postgres.session import Connection, translated
-from schemas.direction import Side
+from schemas.direction import Direction, Side
 from schemas.errors import Aborted
 from stream.prepared import plan_for
 from stream.turn.turning import PACE_S, Turning
@@ -20,6 +21,7 @@ from stream.verify import final as verify
 
 COMPARE_S = 0.2
 COMPARE_PART = 0.06  # of the pause
+CATCH_UP_S = 60.0  # what is looked up after a failover's drain may take so long
 RESERVE = 0.1  # of the pause: what the steps after the token may take
 
 _WAITING = """
@@ -32,22 +34,24 @@ select (select count(*) from slackwater.quarantine q
 """
 
 
-def token(t: Turning, *, within_s: float) -> float:
+def token(t: Turning, *, within_s: float, direction: Direction | None = None) -> float:
     """Send a token and wait until the target has committed it; returns the seconds. Errors: Aborted in time.
 
+    It goes the way of the turn, if no other `direction` is named.
     It goes out over another session than the one that holds, and is durable on the source before it is waited for.
     """
     word = secrets.token_hex(16)
     began = time.monotonic()
-    turns.send_token(t.conns[t.source], t.migration, t.direction, t.turn, word)
+    way = direction or t.direction
+    turns.send_token(t.conns[way.source], t.migration, way, t.turn, word)
     failpoint("turn.after_token_sent")
-    while not turns.token_seen(t.conns[t.to], t.migration, t.direction, word):
+    while not turns.token_seen(t.conns[way.target], t.migration, way, word):
         t.may_go_on()
         waited = time.monotonic() - began
         if waited > within_s:
             raise Aborted(
-                f"a token has not come through from {t.source} to {t.to} in {waited:.2f} s",
-                reasons=(f"{t.direction} capture, Kafka, or {t.direction} apply was too slow, or stands still",),
+                f"a token has not come through from {way.source} to {way.target} in {waited:.2f} s",
+                reasons=(f"{way} capture, Kafka, or {way} apply was too slow, or stands still",),
                 hint=f"{t.command} status",
             )
         time.sleep(PACE_S)
@@ -115,17 +119,32 @@ def _compare(t: Turning, what: verify.Ready) -> None:
         t.note(f"{name} differs from what the reverse mapping makes of new: `verify --direction reverse` says where")
 
 
-def advance(t: Turning, found: Found) -> None:
-    """Under the hold: set them past the other side's, and past every value that is there."""
+def advance(t: Turning, found: Iterable[Pair]) -> None:
+    """Before `to` opens: set its sequences past the other side's, and past every value that is there."""
     with t.steps.step("sequences"):
-        moved = sequences.advance(
-            t.conns[t.source], t.conns[t.to], found.pairs, migration=t.migration, side=t.to, turn=t.turn
-        )
+        target = t.conns[t.to]
+        source, margins = (t.conns[t.source], 1) if t.source in t.conns else (target, 2)
+        moved = sequences.advance(source, target, found, migration=t.migration, side=t.to, turn=t.turn, margins=margins)
         for one in moved:
             if one.note:
                 t.note(f"sequence {one.sequence}: {one.note}")
-        t.may_go_on()
     failpoint("turn.after_sequences")
+
+
+def catch_up(t: Turning) -> None:
+    """What `look` and `advance` do for the sequences, for a side that a failover opens: after the drain.
+
+    A source that does not answer cannot say what it has given: what of it has come to this side speaks for it. Two
+    margins are kept: the one that it began with, and one for what it gave and did not send (which may be accepted yet).
+    """
+    assert t.prepared is not None
+    source, plan = t.conns.get(t.source), plan_for(t.spec, t.prepared, t.direction)
+    with t.answered(CATCH_UP_S):
+        found = sequences.pairs(source, t.conns[t.to], plan)
+        advance(t, found)
+    for pair in found if source is None else ():
+        if not any(column.tells for column in pair.here):
+            t.note(f"sequence {pair.own.spelled}: no row of {', '.join(pair.feeds)} tells what {t.source} has given")
 
 
 def unfinished(conn: Connection, t: Turning) -> list[str]:

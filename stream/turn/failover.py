@@ -24,12 +24,15 @@ from schemas.epoch import Epoch
 from schemas.errors import Aborted, Refused, SlackwaterError, Superseded
 from schemas.position import format_lsn
 from schemas.spec import Spec
-from stream import journal, prepared
+from stream import journal, prepared, state
 from stream.clock import from_epoch_seconds, rfc3339
 from stream.journal import Actor
+from stream.phases import Phase
+from stream.prepared import Prepared, plan_for
 from stream.topics import FlowTopics
-from stream.turn import closing, drain, history, hold, hooks
-from stream.turn.outcome import Outcome, result_of
+from stream.turn import closing, drain, history, hold, hooks, past
+from stream.turn.outcome import Outcome
+from stream.turn.run import concluded, keep_spare
 from stream.turn.standing import writes
 from stream.turn.turning import PACE_S, Order, Turning, ping
 
@@ -44,43 +47,61 @@ def failover(
 ) -> Outcome:
     """Open `order.to` although the other side may be gone. Whatever happens is an Outcome."""
     t = Turning(spec=spec, order=order, actor=actor, gates=lambda _: [], say=say, stop=stop)
-    outcome = Outcome(verb=order.verb, result="failed")
-    try:
-        outcome.result = _failover(t)
-    except SlackwaterError as error:
-        result = result_of(error)
-        outcome.result = "ambiguous" if t.closed else "aborted" if result == "failed" and t.intended else result
-        outcome.reasons = list(getattr(error, "reasons", ())) or [error.cause]
-        outcome.error = {"cause": error.cause, "remedy": error.hint}
-    finally:
-        if t.holder is not None:
-            t.holder.close()
-        outcome.steps, outcome.notes = t.steps.seconds(), list(t.notes)
-        _look(t, outcome)
-        t.close_sessions()
-    return outcome
+    return concluded(t, _failover, _look)
 
 
-def _failover(t: Turning) -> str:
+def _failover(t: Turning, _outcome: Outcome) -> str:
     rows = _reach(t)
-    if t.source in t.conns:
-        t.prepared = prepared.load(t.conns[Side.NEW], t.migration)
     here, there = rows[t.to], rows.get(t.source)
-    if here.open and (there is None or not there.open):
-        return "already"
-    t.turn = here.open_turn if here.open else _turn(here, there, t.to)
+    # Both may be open, as after a partition: only the one that opened last stays as it is.
+    stays = here.open and (there is None or here.open_turn > there.open_turn)
+    if stays and (there is None or not there.open):
+        t.turn = here.open_turn
+        return _complete(t)
+    t.prepared = _prepared(t)
+    t.turn = here.open_turn if stays else _turn(here, there, t.to)
     _intend(t)
     t.intended = True
     failpoint("failover.after_intent")
+    if t.to is Side.NEW and t.source in t.conns:
+        keep_spare(t)
     if there is not None and there.open:
         _close(t)
     if not here.open:
         _drain(t)
         failpoint("failover.after_drain")
+        drain.catch_up(t)
+    elif not stays:
+        t.note(f"what was written on {t.source} since it was opened is on {t.source} alone, and foreign to the stream")
+    if not stays:
         _open(t)
     failpoint("failover.after_open")
     _after(t)
     return "done"
+
+
+def _complete(t: Turning) -> str:
+    """The side is open, and alone. What an earlier run left undone after that is done."""
+    last = past.latest(_home(t), t.migration, "done")
+    undone = Side.NEW in t.conns and state.phase(t.conns[Side.NEW], t.migration) in (history.home(t), Phase.SWITCHING)
+    if t.turn <= 0 or (last is not None and last.turn >= t.turn and not undone):
+        return "already"
+    t.say(f"{t.to} is open with turn {t.turn}: finishing what is left to do")
+    _after(t)
+    return "done"
+
+
+def _prepared(t: Turning) -> Prepared:
+    """What was prepared, from new, or from what old keeps of it. Errors: Refused where neither says."""
+    if Side.NEW in t.conns:
+        found = prepared.load(t.conns[Side.NEW], t.migration)
+    else:
+        kept = control.spare(t.conns[Side.OLD], t.migration)
+        found = None if kept is None else Prepared.from_json(kept)
+    if found is None:
+        raise Refused(f"{t.to} keeps nothing of what was prepared for {t.migration}")
+    plan_for(t.spec, found, t.direction)  # refused now, and not when the other side is closed
+    return found
 
 
 def _reach(t: Turning) -> dict[Side, Turn]:
@@ -223,7 +244,7 @@ def _open(t: Turning) -> None:
         if t.source in t.conns:
             ping(t.conns[t.source])
         failpoint("failover.before_open_commit")
-    t.closed = True
+        t.closed = True  # a commit whose answer is lost may have opened it
 
 
 def _after(t: Turning) -> None:
@@ -256,6 +277,7 @@ def _follow(t: Turning) -> None:
 
 def _look(t: Turning, outcome: Outcome) -> None:
     """Who writes now, as far as it can be seen; an isolated side counts as closed, by the operator's word."""
+    outcome.steps, outcome.notes = t.steps.seconds(), list(t.notes)
     found: dict[Side, Turn] = {}
     try:
         for side, conn in t.conns.items():

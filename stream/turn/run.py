@@ -43,10 +43,14 @@ def turn(
 
     Whatever happens is an Outcome; only a wrong configuration is raised. Errors: ConfigError.
     """
-    t = Turning(spec=spec, order=order, actor=actor, gates=gates, say=say, stop=stop)
-    outcome = Outcome(verb=order.verb, result="failed", dry_run=order.dry_run)
+    return concluded(Turning(spec=spec, order=order, actor=actor, gates=gates, say=say, stop=stop), _turn, _look)
+
+
+def concluded(t: Turning, run: Callable[[Turning, Outcome], str], look: Callable[[Turning, Outcome], None]) -> Outcome:
+    """What `run` came to, and `look` saw afterwards: past the point of no return, whatever fails is `ambiguous`."""
+    outcome = Outcome(verb=t.order.verb, result="failed", dry_run=t.order.dry_run)
     try:
-        outcome.result = _turn(t, outcome)
+        outcome.result = run(t, outcome)
     except ConfigError:
         raise
     except SlackwaterError as error:
@@ -58,7 +62,7 @@ def turn(
     finally:
         _let_go(t)
         try:
-            _look(t, outcome)
+            look(t, outcome)
         finally:
             t.close_sessions()
     return outcome
@@ -103,6 +107,8 @@ def _whole(t: Turning, outcome: Outcome) -> str:
     if history.put_right(t, new):
         t.say("an earlier attempt had ended before anything was changed")
     with t.steps.step("gates"):
+        if _after_failover(t):
+            drain.token(t, within_s=max(10.0, t.order.max_pause_s), direction=t.direction.opposite)
         _gates(t)
     failpoint("turn.after_gates")
     if t.order.dry_run:
@@ -113,12 +119,13 @@ def _whole(t: Turning, outcome: Outcome) -> str:
     failpoint("turn.after_before_hook")
     with t.steps.step("look"):
         found = drain.look(t)
-        _spare(t)
+        keep_spare(t)
     held = hold.hold(t)
     with t.answered(t.left_s() + GRACE_S):
         drain.drain(t)
         drain.final(t, found)
-        drain.advance(t, found)
+        drain.advance(t, found.pairs)
+        t.may_go_on()
         closing.intend(t)
         closing.close(t, held)
     opening.open_other(t)
@@ -126,7 +133,7 @@ def _whole(t: Turning, outcome: Outcome) -> str:
     return "done"
 
 
-def _spare(t: Turning) -> None:
+def keep_spare(t: Turning) -> None:
     """From the turn on new is not to be done without; but the way back has to be gone to its end if new dies."""
     assert t.prepared is not None
     old = t.conns[Side.OLD]
@@ -141,6 +148,7 @@ def _resume(t: Turning) -> str:
     age_s = turns.changed_at_age_s(t.conns[t.source], t.migration, t.source)
     if past.begun_as(t.conns[Side.NEW], t.migration, t.turn) == "failover":
         _prove(t)
+        drain.catch_up(t)
     opening.open_other(t)
     t.pause_s = age_s
     _after(t)
@@ -204,6 +212,16 @@ def _still(t: Turning) -> None:
 # -- before anything --------------------------------------------------------------------------------------------------
 
 
+def _after_failover(t: Turning) -> bool:
+    """Whether the last turn was one: what the side that opens had not sent then may still be on its way, and foreign.
+
+    It was journalled on the side that answered.
+    """
+    found = [past.latest(conn, t.migration, "done") for conn in t.conns.values()]
+    last = max((one for one in found if one is not None), key=lambda one: one.turn, default=None)
+    return last is not None and last.verb == "failover"
+
+
 def _gates(t: Turning) -> None:
     """Errors: Refused, with every reason."""
     failing: list[str] = []
@@ -250,7 +268,7 @@ def _explain(t: Turning, outcome: Outcome, error: SlackwaterError) -> None:
     result = result_of(error)
     if t.closed and result != "ambiguous":
         result = "ambiguous"
-    elif result == "failed" and t.holder is not None:
+    elif result == "failed" and (t.holder is not None or t.intended):
         result = "aborted"
     elif isinstance(error, Unavailable):
         result = "refused"  # a server is down, and nothing was begun

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from connectors.postgres.session import Connection
+from schemas.direction import Side
+from stream.journal import Actor
+from stream.turn import Order
+from stream.turn.failover import failover
 from tests.faults.test_turn_crash import OTHER
 from tests.fixtures.ledger import writing
+from tests.fixtures.running import ACTOR
 from tests.fixtures.servers import private_postgres
 from tests.fixtures.tide import STATE, Probe, Tide, resume, state_of, tide_on
 
 WORDS = ("--accept-loss", "--source-isolated")
+# An entry by the application, which has its id from the side's own sequence.
+DRAWN = {
+    "old": "insert into shop.entry (writer, nm) values (0, 'drawn') returning id",
+    "new": "insert into app.ledger_entry (writer, name) values (0, 'drawn') returning id",
+}
 
 
 def test_new_dies_and_old_takes_over(make_database: Callable[[str], str], bootstrap: str, tmp_path: Path) -> None:
@@ -37,7 +50,8 @@ def test_new_dies_and_old_takes_over(make_database: Callable[[str], str], bootst
         assert (done["result"], done["writes"], done["turn"]) == ("done", "old", 2)
         assert any("everything that committed on new up to" in note for note in done["notes"])
         assert {n for n, _ in tide.on("old", STATE["old"])} == known
-        tide.on("old", "insert into shop.entry values (800001, 0, 'after')")
+        ((drawn,),) = tide.on("old", DRAWN["old"])
+        assert drawn > max(known)
         assert tide.turn("failover", "--to", "old", *WORDS)["result"] == "already"
         # New comes back and believes itself open: it is closed before anything else.
         server.start()
@@ -71,7 +85,98 @@ def test_it_is_interrupted_and_the_rest_is_not_given_up(tide: Tide) -> None:
     done = tide.rollback()
     assert (done["result"], done["writes"]) == ("done", "old")
     assert tide.on("old", "select writer from shop.entry where id = 700001") == [(0,)]
+    ((drawn,),) = tide.on("old", DRAWN["old"])
+    assert drawn > 700001
     assert tide.turn_until_done("cutover")["writes"] == "new"  # once capture is heard of again
+
+
+def test_what_fails_after_the_opening_is_ambiguous_and_the_same_words_finish_it(tide: Tide) -> None:
+    assert tide.cutover()["result"] == "done"
+    ((newest,),) = tide.on("new", DRAWN["new"])
+
+    def actor(_: Connection) -> Actor:
+        if tide.open_sides() == ["old"]:
+            raise RuntimeError("nobody thought of this")
+        return ACTOR
+
+    order = Order(to=Side.OLD, max_pause_s=60.0, attempts=1, forced=True)
+    outcome = failover(tide.program.spec, order, actor=actor, say=print, stop=threading.Event())
+    assert (outcome.result, outcome.exit_code, outcome.writes) == ("ambiguous", 5, "old")
+    assert tide.program.status()["phase"] == "switched"
+    ((drawn,),) = tide.on("old", DRAWN["old"])
+    assert drawn > newest
+    done = tide.turn("failover", "--to", "old", *WORDS)
+    assert (done["result"], done["writes"], tide.program.status()["phase"]) == ("done", "old", "armed")
+    assert tide.turn("failover", "--to", "old", *WORDS)["result"] == "already"
+
+
+def cut_off(tide: Tide) -> Tide:
+    """As it is for whoever cannot reach new, which lives."""
+    env = {**tide.program.env, "NEW_DSN": "host=127.0.0.1 port=1 dbname=new"}
+    return replace(tide, program=replace(tide.program, env=env, watch=None, sides=None))
+
+
+def _closed_again(tide: Tide) -> None:
+    done = tide.turn("failover", "--to", "old", *WORDS)
+    assert (done["result"], tide.open_sides()) == ("done", ["old"])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("closed", [False, True], ids=["still_open", "closed_again"])
+def test_new_had_not_sent_everything_and_is_back(tide: Tide, closed: bool) -> None:
+    """What it alone has is foreign to the stream: listed, decided upon, and then writes may move again.
+
+    `closed`: it is so before its stream sends anything, and what is yet to come stops a cutover as well.
+    """
+    assert tide.cutover()["result"] == "done"
+    capture = tide.role("reverse", "capture")
+    tide.drained("new")
+    os.kill(capture, signal.SIGSTOP)
+    try:
+        ((unsent,),) = tide.on("new", DRAWN["new"])
+        done = cut_off(tide).turn("failover", "--to", "old", *WORDS)
+        assert (done["result"], done["writes"]) == ("done", "old")
+        ((drawn,),) = tide.on("old", DRAWN["old"])
+        assert drawn > unsent
+        if closed:
+            _closed_again(tide)
+            told = tide.cutover("--max-pause", "1", code=None)
+            assert (told["writes"], told["result"] in ("refused", "aborted")) == ("old", True)
+    finally:
+        os.kill(capture, signal.SIGCONT)
+    tide.program.until(lambda: tide.program.status()["foreign_writes"]["rows"] == 1)
+    if not closed:
+        _closed_again(tide)
+    listed = tide.program.document("foreign-writes", "list")["rows"]
+    assert [(r["side"], r["table"], r["key"], r["op"]) for r in listed] == [
+        ("new", "ledger_entry", {"id": str(unsent)}, "c")
+    ]
+    assert any("foreign_writes" in reason for reason in tide.cutover(code=3)["reasons"])
+    tide.program("foreign-writes", "discard", "--reason", "lost with new", "--yes")
+    tide.program.until(lambda: tide.on("old", STATE["old"]) == tide.on("new", STATE["new"]))
+    assert tide.turn_until_done("cutover")["writes"] == "new"
+
+
+@pytest.mark.soak
+def test_both_sides_took_writes_and_either_is_chosen(tide: Tide) -> None:
+    """Through a partition both are open: what `cutover` says to run closes the side that opened last."""
+    assert tide.cutover()["result"] == "done"
+    tide.drained("new")
+    turn = cut_off(tide).turn("failover", "--to", "old", *WORDS)["turn"]
+    assert tide.open_sides() == ["old", "new"]
+    ((astray,),) = tide.on("old", DRAWN["old"])
+    told = tide.cutover(code=5)
+    assert "failover --to new" in told["error"]["remedy"]
+    done = tide.turn("failover", "--to", "new", *WORDS)
+    assert (done["result"], done["writes"], done["turn"], tide.open_sides()) == ("done", "new", turn + 1, ["new"])
+    tide.program.until(lambda: tide.program.status()["foreign_writes"]["rows"] == 1)
+    (row,) = tide.program.document("foreign-writes", "list")["rows"]
+    assert (row["side"], row["table"], row["key"]) == ("old", "entry", {"id": str(astray)})
+    tide.program("foreign-writes", "accept", "--reason", "it was paid for", "--yes")
+    tide.drained("new")
+    assert tide.on("old", STATE["old"]) == tide.on("new", STATE["new"])
+    assert astray in {n for n, _ in tide.on("new", STATE["new"])}
+    assert tide.turn_until_done("rollback")["writes"] == "old"
 
 
 @pytest.mark.soak

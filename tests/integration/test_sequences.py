@@ -108,6 +108,13 @@ def test_each_is_set_past_the_other_side(databases: Databases) -> None:
         again = advance(old, new, found)
         assert [m.sequence for m in again if m.value is not None] == []
 
+        ((known,),) = new.execute("select max(id) from public.customer").fetchall()
+        alone = sequences.pairs(None, new, plan_over(old, new, TABLES))
+        moved = {
+            m.sequence: m for m in sequences.advance(new, new, alone, migration="m", side=Side.NEW, turn=1, margins=2)
+        }
+        assert moved["public.customer_id_seq"].value == known + 2 * MARGIN_STEPS
+
 
 def test_fifty_of_them_while_writers_wait(databases: Databases) -> None:
     with session.connect(databases.old) as old, session.connect(databases.new) as new:

@@ -28,6 +28,9 @@ def test_past_the_other_sides_sequence_and_rows() -> None:
     assert place(sequence(), [], [900], limit=ANY).value == 900 + MARGIN_STEPS
     assert place(sequence(), [], [], limit=ANY).value is None
     assert place(sequence(50_000), [sequence(500)], [500], limit=ANY).value is None, "it never goes back"
+    # The other side cannot be asked: it began a margin ahead of what is known here, and went on from there.
+    assert place(sequence(500), [sequence(500)], [900], limit=ANY, margins=2).value == 900 + 2 * MARGIN_STEPS
+    assert place(sequence(), [sequence()], [], limit=ANY, margins=2).value == 1 + 2 * MARGIN_STEPS
 
 
 def test_a_sequence_that_counts_down() -> None:
