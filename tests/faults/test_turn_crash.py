@@ -202,4 +202,4 @@ def test_cut_at_every_step(tide: Tide, start: int) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("point", POINTS)
 def test_stopped_at_every_step(tide: Tide, point: str) -> None:
-    run(tide, stop=[point])
+    run(tide, stop=[point, point])  # on the way there, and on the way back
