@@ -167,7 +167,7 @@ class Publisher:
         sealed: list[Epoch] = []
 
         def seal(extents: dict[str, dict[int, Extent]]) -> bytes:
-            failpoint("capture.after_flush")
+            failpoint("capture.before_seal")
             sealed.append(replace(draft.epoch, extents=extents, published_at=time.time()))
             return sealed[0].to_json()
 
