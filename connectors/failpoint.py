@@ -1,6 +1,6 @@
 """Named places in the code at which a test can make the process die, stop, stall or fail.
 
-    SLACKWATER_FAILPOINTS="apply.before_commit=kill@3;capture.before_seal=sleep:5;backfill.after_chunk=raise"
+    SLACKWATER_FAILPOINTS="apply.before_commit=kill@3;capture.after_flush=sleep:5;backfill.after_chunk=raise"
 
 Each entry is `name=action`, with `@n` for the nth time that the place is reached and that time only (without it: every
 time). Actions: `kill` (SIGKILL to ourselves: no handler runs, nothing is flushed), `stop` (SIGSTOP, until somebody

@@ -167,7 +167,7 @@ class Publisher:
         sealed: list[Epoch] = []
 
         def seal(extents: dict[str, dict[int, Extent]]) -> bytes:
-            failpoint("capture.before_seal")
+            failpoint("capture.after_flush")
             sealed.append(replace(draft.epoch, extents=extents, published_at=time.time()))
             return sealed[0].to_json()
 

@@ -21,13 +21,10 @@ from schemas.errors import Halt, SlackwaterError, Unavailable
 Row = tuple[bytes | None, bytes]
 Batches = Mapping[tuple[str, int], Sequence[Row]]
 Extents = dict[str, dict[int, Extent]]
-Ends = dict[tuple[str, int], list[int]]
-"""Offsets of a partition's first and last row."""
 
 IN_FLIGHT_BYTES = 48 << 20
 LARGE_BYTES = 900_000  # below every broker's default limit; above it the topic's own is asked for
 OVERHEAD_BYTES = 8192  # a record's key and its batch's header, generously
-MARKER = 1  # offset that a transaction's end takes in each partition that it wrote to
 _ABORT_S = 10.0
 _START_S = 60.0
 
@@ -55,7 +52,6 @@ class EpochWriter:
         self._timeout_s = message_timeout_s
         self._topics = Topics(bootstrap, options)
         self._limits: dict[str, int] = {}
-        self._next: dict[tuple[str, int], int] = {}  # the offset of the next row, after a transaction of this producer
         self._producer: Producer | None = None
 
     def start(self) -> None:
@@ -104,41 +100,9 @@ class EpochWriter:
         self.problem = None
 
     def _publish(self, producer: Producer, batches: Batches, seal: Callable[[Extents], bytes]) -> None:
+        ends: dict[tuple[str, int], list[int]] = {}
         failed: list[KafkaError] = []
         producer.begin_transaction()
-        ends = self._send(producer, batches, failed)
-        foreseen = self._foreseen(batches)
-        if foreseen is None:
-            self._flush(producer, failed)
-        extents = foreseen or _extents(batches, ends)
-        producer.produce(self._epochs_topic, seal(extents), None, 0, _noting([], failed))
-        self._flush(producer, failed)
-        if extents != (found := _extents(batches, ends)):
-            raise _elsewhere(extents, found)
-        failpoint("writer.before_commit")
-        self._again(producer.commit_transaction, "committing an epoch to Kafka", self._timeout_s)
-        for topic, parts in extents.items():
-            self._next |= {(topic, partition): x.end_offset + MARKER for partition, x in parts.items()}
-
-    def _foreseen(self, batches: Batches) -> Extents | None:
-        """Where the rows are going to lie, if nobody else writes there; None when that is not known yet.
-
-        With it the epoch's record need not wait for the answer to its rows, which halves the ways to the broker. It is
-        committed only if they do lie there.
-        """
-        found: Extents = {}
-        for (topic, partition), rows in batches.items():
-            if rows:
-                start = self._next.get((topic, partition))
-                if start is None:
-                    return None
-                extent = Extent(start_offset=start, end_offset=start + len(rows), count=len(rows))
-                found.setdefault(topic, {})[partition] = extent
-        return found
-
-    def _send(self, producer: Producer, batches: Batches, failed: list[KafkaError]) -> Ends:
-        """Hand over the rows; what is returned fills with the offsets of each partition's first and last one."""
-        ends: Ends = {}
         in_flight = 0
         for (topic, partition), rows in batches.items():
             if not rows:
@@ -152,7 +116,7 @@ class EpochWriter:
                     self._check_size(topic, size)
                 in_flight += size
                 if in_flight > IN_FLIGHT_BYTES:
-                    self._flush(producer, failed)
+                    self._flush(producer)
                     in_flight = 0
                 try:
                     if 0 < i < last:
@@ -160,11 +124,19 @@ class EpochWriter:
                     else:
                         producer.produce(topic, value, key, partition, note)
                 except BufferError:
-                    self._flush(producer, failed)
+                    self._flush(producer)
                     in_flight = 0
                     producer.produce(topic, value, key, partition, None if 0 < i < last else note)
             producer.poll(0)
-        return ends
+        self._flush(producer)
+        if failed:
+            raise KafkaException(failed[0])
+        record = seal(_extents(batches, ends))
+        failpoint("writer.before_commit")
+        producer.produce(self._epochs_topic, record, None, 0, _noting([], failed))
+        self._again(producer.commit_transaction, "committing an epoch to Kafka", self._timeout_s)
+        if failed:
+            raise KafkaException(failed[0])
 
     def close(self) -> None:
         """Abort what is open, and let go of the producer."""
@@ -185,8 +157,8 @@ class EpochWriter:
         if size > self._limits[topic]:
             raise too_large(topic, size, self._limits[topic], self._topics.broker_facts().socket_request_max_bytes)
 
-    def _flush(self, producer: Producer, failed: list[KafkaError]) -> None:
-        """Wait until every row is acknowledged. Errors: KafkaException; librdkafka fails each after its time is out."""
+    def _flush(self, producer: Producer) -> None:
+        """Wait until every row is acknowledged or has failed; librdkafka fails each after `message.timeout.ms`."""
         deadline = time.monotonic() + self._timeout_s + 30.0
         while producer.flush(1.0):
             if time.monotonic() > deadline:
@@ -194,8 +166,6 @@ class EpochWriter:
                     f"Kafka has not taken an epoch's rows within {self._timeout_s:.0f} s",
                     hint="check that Kafka is up and reachable; it is tried again by itself",
                 )
-        if failed:
-            raise KafkaException(failed[0])
 
     def _again(self, call: Callable[[float], Any], doing: str, within_s: float) -> None:
         """A transactional call, again as long as librdkafka says it may be repeated."""
@@ -251,7 +221,7 @@ def _noting(offsets: list[int], failed: list[KafkaError]) -> Callable[[KafkaErro
     return note
 
 
-def _extents(batches: Batches, ends: Ends) -> Extents:
+def _extents(batches: Batches, ends: Mapping[tuple[str, int], list[int]]) -> Extents:
     """Where the rows went. Inside one transaction a partition's rows are contiguous: that is asserted, not assumed."""
     extents: Extents = {}
     for (topic, partition), offsets in ends.items():
@@ -262,14 +232,6 @@ def _extents(batches: Batches, ends: Ends) -> Extents:
             start_offset=offsets[0], end_offset=offsets[-1] + 1, count=count
         )
     return extents
-
-
-def _elsewhere(foreseen: Extents, found: Extents) -> Unavailable:
-    topics = sorted(t for t in found if found[t] != foreseen.get(t))
-    return Unavailable(
-        f"rows of {', '.join(topics)} do not lie where the epochs before them end: something else writes there",
-        hint="find it, and stop it; this epoch was aborted, and is published again by itself",
-    )
 
 
 def _not_contiguous(topic: str, partition: int, count: int) -> SlackwaterError:

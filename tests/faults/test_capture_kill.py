@@ -83,7 +83,7 @@ def check(rig: Rig, transactions: int, rows: int) -> None:
 
 @pytest.mark.parametrize(
     "failpoint",
-    ["capture.before_publish", "capture.before_seal", "writer.before_commit", "capture.after_commit"],
+    ["capture.before_publish", "capture.after_flush", "writer.before_commit", "capture.after_commit"],
 )
 def test_killed_at_each_point_of_publishing(rig: Rig, failpoint: str) -> None:
     """In the middle of the second epoch, and a successor's successor in the middle of its first."""
@@ -102,7 +102,7 @@ def test_killed_at_each_point_of_publishing(rig: Rig, failpoint: str) -> None:
     check(rig, 15, 7)
 
 
-@pytest.mark.parametrize("failpoint", ["capture.mid_run=kill@3", "capture.before_seal=kill@2"])
+@pytest.mark.parametrize("failpoint", ["capture.mid_run=kill@3", "capture.after_flush=kill@2"])
 def test_killed_inside_a_run_of_parts(rig: Rig, failpoint: str) -> None:
     write(rig, 0, 1, 1000)
     before = rig.confirmed()

@@ -34,7 +34,7 @@ REVERSE = "reverse:\n  - {to: orders, set: {customer_id: '0', status: '0'}}\n"
 ROLES = ("capture", "apply", "backfill")
 EXAMPLES = int(os.environ.get("SLACKWATER_PIPE_EXAMPLES", "1"))
 POINTS = {
-    "capture": ("capture.before_publish", "capture.before_seal", "capture.after_commit"),
+    "capture": ("capture.before_publish", "capture.after_flush", "capture.after_commit"),
     "apply": ("apply.before_write", "apply.before_checkpoint", "apply.before_commit", "apply.after_commit"),
     "backfill": ("backfill.before_commit", "backfill.after_commit"),
 }

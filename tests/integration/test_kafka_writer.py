@@ -34,26 +34,6 @@ def test_extents_say_where_the_rows_are(stream: Stream) -> None:
     assert [b.rows for b in following(stream.reader(), 2)] == [[b"a", b"b", b"c", b"d"], [b"e", b"f"]]
 
 
-def test_rows_that_lie_elsewhere_than_foreseen_are_not_committed(stream: Stream) -> None:
-    """What somebody else has aborted takes the offset that the next row was to have."""
-    writer = stream.writer()
-    stream.publish(writer, 1, {(0, 0): [b"a"], (1, 1): [b"b"]})
-    stream.publish(writer, 2, {(0, 0): [b"c"], (1, 1): [b"d"]})
-    other = Producer({"bootstrap.servers": stream.bootstrap, "transactional.id": f"{stream.prefix}.other"})
-    other.init_transactions()
-    other.begin_transaction()
-    other.produce(stream.rows[0], b"not ours", None, 0)
-    other.flush()
-    other.abort_transaction()
-    with pytest.raises(Unavailable, match=rf"rows of {stream.rows[0]} do not lie where"):
-        stream.publish(writer, 3, {(0, 0): [b"e", b"f"], (1, 1): [b"g"]})
-    successor = stream.writer()
-    stream.publish(successor, 3, {(0, 0): [b"e", b"f"], (1, 1): [b"g"]})
-    stream.publish(successor, 4, {(0, 0): [b"h"], (1, 1): [b"i"]})
-    rows = [b.rows for b in following(stream.reader(), 4)]
-    assert rows == [[b"a", b"b"], [b"c", b"d"], [b"e", b"f", b"g"], [b"h", b"i"]]
-
-
 def test_the_last_epoch_is_found_behind_whatever_ends_the_topic(stream: Stream) -> None:
     assert last_epoch(stream.bootstrap, {}, stream.epochs) is None
     writer = stream.writer()
