@@ -80,9 +80,10 @@ def finalize(
         names = every_topic(spec, old, new, prepared) if drop_topics else []
         _may(spec, old, new, mark=True)
         take_away(spec, old, new, done, verb="finalize", topics=topics, names=names)
-    kept: tuple[str, ...] = (f"the tables of {closed} stay as they are",)
-    if standing.open_ is Side.NEW:
-        kept += ("new takes the writes, and nothing here tells of it any more: `route` says old, as before `prepare`",)
+    kept: tuple[str, ...] = (
+        f"the tables of {closed} stay as they are",
+        f"{standing.open_} takes the writes, and nothing here tells of it any more: `route` ends with exit 3",
+    )
     kept += () if drop_topics else ("its topics stay in Kafka, until --drop-topics or their retention ends them",)
     return Outcome(result="finalized", steps=tuple(steps), left=kept)
 

@@ -1,7 +1,8 @@
 """Where an application writes, as it reads it itself: `slackwater.route`, on either side.
 
 Each side's row is written in the transaction that closes or opens that side, so the later turn's word holds; where both
-speak of the same turn, `none` was said after the name.
+speak of the same turn, `none` was said after the name. Where neither has a row, nobody says: it may be before
+`prepare`, or after the end of a migration that left its writes on new.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from connectors.postgres.session import Connection, translated
 from schemas.direction import Side
 from schemas.errors import Refused, SlackwaterError
+from stream.clock import rfc3339
 from stream.sides import Sides
 
 NOBODY = "none"
@@ -58,7 +60,10 @@ def of(conn: Connection, migration: str | None) -> Route:
             reasons=tuple(r.migration for r in found),
             hint="--migration NAME",
         )
-    raise Refused(f"there is no route of {migration or 'any migration'} in this database", hint="slackwater prepare")
+    raise Refused(
+        f"there is no route of {migration or 'any migration'} in this database",
+        hint="the migration is not prepared yet, or it was finalized or cancelled",
+    )
 
 
 def newest(rows: list[Route]) -> Route:
@@ -66,8 +71,11 @@ def newest(rows: list[Route]) -> Route:
     return max(rows, key=lambda r: (r.turn, r.writes == NOBODY))
 
 
-def current(sides: Sides, migration: str) -> Route:
-    """What both sides say, or the one that answers. Errors: SlackwaterError when neither does."""
+def current(sides: Sides, migration: str) -> Route | None:
+    """What both sides say, or the one that answers; None where neither has a row.
+
+    Errors: SlackwaterError when neither answers, or one does not and the other has no row.
+    """
     answers = [sides.attempt(side, lambda conn: read(conn, migration)) for side in Side]
     rows = [a for a in answers if isinstance(a, Route)]
     failures = [a for a in answers if isinstance(a, SlackwaterError)]
@@ -75,4 +83,12 @@ def current(sides: Sides, migration: str) -> Route:
         return newest(rows)
     if failures:
         raise failures[0]
-    return Route(migration=migration, writes=Side.OLD.value, turn=0)
+    return None
+
+
+def document(migration: str | None, found: Route | None) -> dict[str, Any]:
+    """A route as JSON has it; null where there is none."""
+    if found is None:
+        return {"migration": migration, "writes": None, "turn": None, "changed_at": None}
+    changed = None if found.changed_at is None else rfc3339(found.changed_at)
+    return {"migration": found.migration, "writes": found.writes, "turn": found.turn, "changed_at": changed}

@@ -219,14 +219,15 @@ def pause_document(pause: Pause | None) -> Document | None:
 
 
 def who_writes(turns: Mapping[Side, control.Turn | None], looks: Mapping[Side, object]) -> str | None:
-    """old, new or none, from the two turn rows; None where they do not tell."""
+    """old, new or none, from the two turn rows; None where they do not tell, or there is neither."""
+    opened = [side for side, turn in turns.items() if turn is not None and takes_writes(turn)]
     if any(_failed(found) for found in looks.values()):
-        opened = [side for side, turn in turns.items() if turn is not None and takes_writes(turn)]
         # The invariant is that at most one side is open: one that is seen to be open is the one.
         return opened[0].value if len(opened) == 1 else None
-    opened = [side for side, turn in turns.items() if turn is not None and takes_writes(turn)]
+    if not any(turns.values()):
+        return None  # before `prepare` it is old, after `finalize` perhaps new: nothing here tells the two apart
     if not opened and turns[Side.OLD] is None:
-        return Side.OLD.value  # not prepared, or an end was killed half-way: nothing of ours is in the way on old
+        return Side.OLD.value  # an end was killed half-way: nothing of ours is in the way on old
     return {0: "none", 1: opened[0].value if opened else None}.get(len(opened))
 
 
@@ -235,8 +236,8 @@ def takes_writes(turn: control.Turn) -> bool:
 
 
 def current_turn(turns: Mapping[Side, control.Turn | None], looks: Mapping[Side, object]) -> int | None:
-    """The newest turn that a side was opened for; None where a side does not answer."""
-    if any(_failed(found) for found in looks.values()):
+    """The newest turn that a side was opened for; None where a side does not answer, or neither has a turn row."""
+    if any(_failed(found) for found in looks.values()) or not any(turns.values()):
         return None
     return max([0, *(turn.open_turn for turn in turns.values() if turn is not None)])
 

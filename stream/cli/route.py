@@ -13,8 +13,7 @@ from connectors.postgres.session import connect
 from schemas.direction import Side
 from schemas.errors import ConfigError, Unavailable
 from stream import route as routes
-from stream.cli import context, exits
-from stream.clock import rfc3339
+from stream.cli import context, exits, text
 from stream.route import Route
 
 POLL_S = 0.1
@@ -28,39 +27,39 @@ def route(
 ) -> None:
     """Print who takes the application's writes: old, new, or none while they are being moved.
 
-    It reads slackwater.route as applications do: on both sides with the migration file, on one with --dsn.
+    It reads slackwater.route as applications do: on both sides with the migration file, on one with --dsn. Before
+    `prepare`, and after an end, nothing is there to say it: it prints no side, and ends with exit 3.
     """
     if migration is not None and dsn is None:
         raise ConfigError("--migration goes with --dsn", hint="leave it out: the file names the migration")
     if timeout is not None and wait is None:
         raise ConfigError("--timeout goes with --wait", hint="slackwater route --wait new --timeout 30")
     with ExitStack() as stack:
-        found = _until(_reader(stack, dsn, migration), wait, timeout)
-    changed = None if found.changed_at is None else rfc3339(found.changed_at)
-    document = {
-        "migration": found.migration,
-        "writes": found.writes,
-        "turn": found.turn,
-        "changed_at": changed,
-        "met": wait is None or found.writes == wait.value,
-    }
-    context.show(document, found.writes)
-    if not document["met"]:
+        migration, read = _reader(stack, dsn, migration)
+        found = _until(read, wait, timeout)
+    met = found is not None and wait in (None, found.writes)
+    document = routes.document(migration, found) | {"met": met}
+    if found is None:
+        context.note(f"slackwater: {text.NOTHING_HERE}")
+    if found is not None or context.invocation().json:
+        context.show(document, str(document["writes"]))
+    if not met:
         raise typer.Exit(exits.NO)
 
 
-def _reader(stack: ExitStack, dsn: str | None, migration: str | None) -> Callable[[], Route]:
+def _reader(stack: ExitStack, dsn: str | None, migration: str | None) -> tuple[str | None, Callable[[], Route | None]]:
+    """Whose route, where that is known, and how it is read."""
     if dsn is not None:
         conn = stack.enter_context(connect(dsn, application="slackwater route"))
-        return lambda: routes.of(conn, migration)
+        return migration, lambda: routes.of(conn, migration)
     spec = context.spec()
     sides = context.sides(spec, "route")
     stack.callback(sides.close)
-    return lambda: routes.current(sides, spec.migration)
+    return spec.migration, lambda: routes.current(sides, spec.migration)
 
 
-def _until(read: Callable[[], Route], wait: Side | None, timeout: float | None) -> Route:
-    """The route, once it is what is waited for, or the time is up. While it waits, a side may be away."""
+def _until(read: Callable[[], Route | None], wait: Side | None, timeout: float | None) -> Route | None:
+    """The route, once it is what is waited for, none is there, or the time is up. Meanwhile a side may be away."""
     give_up = None if timeout is None else time.monotonic() + timeout
     while True:
         late = give_up is not None and time.monotonic() >= give_up
@@ -70,6 +69,6 @@ def _until(read: Callable[[], Route], wait: Side | None, timeout: float | None) 
             if wait is None or late:
                 raise
         else:
-            if wait is None or found.writes == wait.value or late:
+            if found is None or wait in (None, found.writes) or late:
                 return found
         time.sleep(POLL_S)

@@ -15,7 +15,7 @@ def screen(status: Document) -> str:
     """The whole screen; the first line alone says what most people came to ask."""
     parts = [headline(status), ""]
     if status["phase"] == "planned" and not status["errors"]:
-        return "\n".join([*parts, "nothing is prepared yet: the old side works as ever, and the new one waits"])
+        return "\n".join([*parts, text.NOTHING_HERE])
     parts += _switching(status)
     for name, direction in status["directions"].items():
         parts += _direction(name, direction)

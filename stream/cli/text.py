@@ -1,8 +1,10 @@
-"""Figures as people read them, and columns that line up."""
+"""Figures and words as people read them, and columns that line up."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+NOTHING_HERE = "nothing of this migration is on the servers: it is not prepared yet, or it was finalized or cancelled"
 
 
 def seconds(value: float | None) -> str:

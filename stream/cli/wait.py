@@ -8,13 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from schemas.errors import ConfigError, SlackwaterError
-from stream.cli import context, exits
+from stream.cli import context, exits, text
 from stream.phases import Phase, reachable
 from stream.status import Watch
 
 POLL_S = 0.5
 SIDES = ("old", "new", "none")
-NOTHING = "nothing of this migration is on the servers: it is not prepared yet, or it was finalized or cancelled"
 # On the way to the first cutover: a migration that is past one of them has reached it.
 WAY = (Phase.PLANNED, Phase.PREPARED, Phase.BACKFILLING, Phase.STREAMING, Phase.ARMED)
 
@@ -40,7 +39,7 @@ def wait(
                 break
             here = document["phase"] not in (None, Phase.PLANNED)
             if impossible(condition, document) or (begun and document["phase"] == Phase.PLANNED):
-                state = f"the migration is {document['phase']}" if here else NOTHING
+                state = f"the migration is {document['phase']}" if here else text.NOTHING_HERE
                 raise SlackwaterError(f"{for_} cannot happen: {state}", hint=context.command(spec, "status"))
             begun = begun or here
             said = _tell(document, said)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from stream.clock import rfc3339
+from stream import route as routes
 from stream.heartbeat import Heartbeat
 from stream.metrics import CONTENT_TYPE, Metrics
-from stream.route import current
 from stream.sides import Sides
 from stream.web.server import Answer, Kept, View, json_answer
 
@@ -44,6 +43,4 @@ def views(
 
 def route(sides: Sides, migration: str) -> dict[str, Any]:
     """`slackwater.route` as the applications read it. Errors: SlackwaterError when neither side answers."""
-    found = current(sides, migration)
-    changed = None if found.changed_at is None else rfc3339(found.changed_at)
-    return {"migration": migration, "writes": found.writes, "turn": found.turn, "changed_at": changed}
+    return routes.document(migration, routes.current(sides, migration))

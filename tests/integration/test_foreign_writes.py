@@ -208,6 +208,8 @@ def test_the_end_after_a_switch(postgres_dsn: str, bootstrap: str, tmp_path: Pat
         assert "new takes the writes, and nothing here tells of it any more" in answer["left"][1]
         assert "was not there" in program("finalize", "--yes")
         assert "nothing of this migration is on the servers" in program("wait", "--for", "writes=new", code=1)
+        assert (program.status()["writes"], program.status()["turn"]) == (None, None)
+        assert "nothing of this migration is on the servers" in program("route", code=3)  # and no side
 
 
 def somebody_uses_the_closed_side(program: Program, shop: Shop) -> None:

@@ -34,7 +34,7 @@ def test_from_before_prepare_to_the_end(program: Program, shop: Shop) -> None:
         assert program.get(role, "/healthz")[0] == 200
         status, body = program.get(role, "/readyz")
         assert (status, json.loads(body)["state"]) == (200, "waiting")
-    assert json.loads(program.get("apply", "/route")[1])["writes"] == "old"
+    assert json.loads(program.get("apply", "/route")[1])["writes"] is None
 
     program("prepare", "--yes")
     waited = json.loads(program("wait", "--for", "phase=streaming", "--timeout", "60", "--json"))

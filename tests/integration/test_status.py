@@ -15,6 +15,7 @@ from connectors.postgres.session import connect
 from schemas.direction import Direction, Side, slot_name
 from schemas.position import format_lsn
 from schemas.spec import parse_spec
+from stream.cli.screen import screen
 from stream.sides import Sides
 from stream.status import Watch
 from tests.fixtures.databases import Databases
@@ -26,11 +27,28 @@ DOWN = "host=127.0.0.1 port=1 connect_timeout=2"
 
 def test_before_prepare_there_is_a_plan_and_nothing_else(unprepared: Stage) -> None:
     document = unprepared.document()
-    assert (document["phase"], document["writes"], document["turn"]) == ("planned", "old", 0)
+    # After `finalize` nothing is there either, and the writes may be on new: old would be a guess.
+    assert (document["phase"], document["writes"], document["turn"]) == ("planned", None, None)
     assert document["next"] == "slackwater -c migration.yaml prepare"
     assert document["gates"] == []
     assert document["safe_to_cutover"] is False
     assert document["backfill"]["seconds_left"] is None
+    shown = screen(document)
+    assert shown.startswith("WRITES unknown  PHASE planned  CUTOVER no  NEXT slackwater -c migration.yaml prepare\n")
+    assert "it is not prepared yet, or it was finalized or cancelled" in shown
+
+
+def test_no_side_is_named_where_nothing_can_tell(unprepared: Stage, tmp_path: Path) -> None:
+    """A cutover script that reads `route` after `finalize`, or before `prepare`, must not be told old."""
+    path = tmp_path / "shop.yaml"
+    path.write_text(unprepared.text())
+    for options in ([], ["--wait", "old", "--timeout", "60"]):
+        asked = completed(["-c", str(path), "route", *options], env={}, folder=tmp_path)
+        assert (asked.returncode, asked.stdout) == (3, "")
+        assert "it is not prepared yet, or it was finalized or cancelled" in asked.stderr
+    asked = completed(["-c", str(path), "route", "--json"], env={}, folder=tmp_path)
+    told = {"migration": unprepared.migration, "writes": None, "turn": None, "changed_at": None, "met": False}
+    assert (asked.returncode, json.loads(asked.stdout)) == (3, told)
 
 
 def test_every_key_of_the_contract(running: Stage) -> None:
@@ -148,10 +166,15 @@ def test_both_sides_down(unprepared: Stage) -> None:
         (None, (-1, 1), "old", 0),  # a cancel that was killed: old's rows go first, after its fence
         (None, (1, 3), "old", 1),  # a finalize, after a rollback
         (None, (1, 1), "new", 1),
+        (None, None, None, None),
     ],
 )
 def test_writes_come_from_the_turn_rows_alone(
-    stage: Stage, old: tuple[int, int | None] | None, new: tuple[int, int | None], writes: str | None, turn: int
+    stage: Stage,
+    old: tuple[int, int | None] | None,
+    new: tuple[int, int | None] | None,
+    writes: str | None,
+    turn: int | None,
 ) -> None:
     for conn, row in ((stage.old, old), (stage.new, new)):
         if row is None:
