@@ -45,7 +45,7 @@ def accept(
     side: Side,
     *,
     actor: Callable[[Connection], Actor],
-    reason: str,
+    reason: str | None,
 ) -> int:
     """Take the rows, as `side` has them now, over to the other side. Returns how many were decided upon.
 
@@ -83,7 +83,7 @@ def discard(
     side: Side,
     *,
     actor: Callable[[Connection], Actor],
-    reason: str,
+    reason: str | None,
 ) -> int:
     """Have the open side's rows read again in the place of these. Returns how many rows were asked for.
 
@@ -139,10 +139,16 @@ def discard(
 
 
 def done_by_hand(
-    spec: Spec, rows: Sequence[Recorded], side: Side, state: str, *, actor: Callable[[Connection], Actor], reason: str
+    spec: Spec,
+    rows: Sequence[Recorded],
+    side: Side,
+    state: str,
+    *,
+    actor: Callable[[Connection], Actor],
+    reason: str | None,
 ) -> None:
     """Somebody has brought both sides together, and says so. `state`: accepted or discarded."""
-    _decide(spec, rows, side, state, actor=actor, reason=f"{reason} (by hand)")
+    _decide(spec, rows, side, state, actor=actor, reason=f"{reason} (by hand)" if reason else "by hand")
 
 
 def _takes_writes(spec: Spec, side: Side) -> bool:
@@ -184,7 +190,7 @@ def _decide(
     state: str,
     *,
     actor: Callable[[Connection], Actor],
-    reason: str,
+    reason: str | None,
 ) -> None:
     """Record the decision where the rows are kept, and in the journal; capture goes on then by itself."""
     with (

@@ -95,7 +95,7 @@ def listed(conn: Connection, migration: str, side: Side, *, every: bool = False)
     return [Recorded(**dict(zip(names, row, strict=True))) for row in rows]
 
 
-def decide(conn: Connection, rows: Sequence[Recorded], state: str, by: str, reason: str) -> None:
+def decide(conn: Connection, rows: Sequence[Recorded], state: str, by: str, reason: str | None) -> None:
     """Record what was decided, in the caller's transaction."""
     conn.execute(
         "update slackwater.foreign_write set state = %s, decided_by = %s, reason = %s, decided_at = clock_timestamp()"

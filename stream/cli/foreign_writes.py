@@ -18,7 +18,7 @@ from stream.cli import context
 
 app = typer.Typer(no_args_is_help=True, help="Writes that reached a closed side: list, accept or discard them.")
 
-Reason = Annotated[str, typer.Option("--reason", help="Why: it is kept in the journal.")]
+Reason = Annotated[str | None, typer.Option("--reason", help="Why; kept in the journal.", metavar="TEXT")]
 ByHand = Annotated[
     bool, typer.Option("--done-by-hand", help="You have brought both sides together yourself; only record it.")
 ]
@@ -52,7 +52,7 @@ def list_(every: Annotated[bool, typer.Option("--all", help="Also those that wer
     short_help="Take the rows over to the open side",
     epilog='Example: slackwater -c shop.yaml foreign-writes accept --reason "orders of the fair"',
 )
-def accept(reason: Reason, done_by_hand: ByHand = False) -> None:
+def accept(reason: Reason = None, done_by_hand: ByHand = False) -> None:
     """Take the rows over to the open side as they are now; from there they come back like any write."""
     _decide("accept", reason, by_hand=done_by_hand)
 
@@ -61,12 +61,12 @@ def accept(reason: Reason, done_by_hand: ByHand = False) -> None:
     short_help="Put the closed side's rows back",
     epilog='Example: slackwater -c shop.yaml foreign-writes discard --reason "a forgotten batch job"',
 )
-def discard(reason: Reason, done_by_hand: ByHand = False) -> None:
+def discard(reason: Reason = None, done_by_hand: ByHand = False) -> None:
     """Put the closed side's rows back to what the open side makes of them."""
     _decide("discard", reason, by_hand=done_by_hand)
 
 
-def _decide(verb: str, reason: str, *, by_hand: bool) -> None:
+def _decide(verb: str, reason: str | None, *, by_hand: bool) -> None:
     spec = context.spec()
     rows = _found(spec, every=False)
     if not rows:

@@ -74,7 +74,9 @@ def test_on_new_before_a_cutover(pair: Pair) -> None:
     assert status["foreign_writes"]["rows"] == 1
     assert "written to new while it was closed" in status["directions"]["reverse"]["last_error"]["cause"]
     assert "secret" not in json.dumps(status) + program.log
-    program("foreign-writes", "discard", "--reason", "a test", "--yes")
+    program("foreign-writes", "discard", "--yes", "--as", "a remark")  # a reason is kept where one is given
+    kept = "select remark, detail->>'reason' from slackwater.journal where migration = %s and step = %s order by seq"
+    assert shop.on_new(kept, shop.migration, "foreign writes discarded")[-1:] == [("a remark", None)]
     program.until(lambda: program.status()["foreign_writes"]["rows"] == 1)
     assert listed(program) == [("new", "customers", {"id": "78"}, "c")]
     program.until(lambda: halted(program, "reverse"))
