@@ -5,7 +5,6 @@ Invariant: `down` ends what `up` started and nothing else, and after a crash of 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -79,12 +78,14 @@ def down(dir: Path) -> None:  # noqa: A002
 
 
 def destroy(dir: Path) -> None:  # noqa: A002
-    """Stop both servers without ceremony and delete their data and the folder."""
+    """Stop both servers without ceremony and delete their data; the folder too, unless something else is in it."""
     if dir.is_dir():
         with exclusive(dir / "lock"):
             Kafka(dir / "kafka").destroy()
             Postgres(dir / "postgres").destroy()
-        shutil.rmtree(dir, ignore_errors=True)
+        (dir / "lock").unlink(missing_ok=True)
+        if not any(dir.iterdir()):
+            dir.rmdir()
 
 
 def find(dir: Path) -> Local | None:  # noqa: A002

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from schemas.errors import SlackwaterError
+from stream.cli import context
 
 if TYPE_CHECKING:
     from connectors.local import Local
@@ -60,13 +61,16 @@ def up(
 )
 def down(
     dir: DirOption = None,  # noqa: A002
-    purge: Annotated[bool, typer.Option("--purge", help="Delete their data as well.")] = False,
+    purge: Annotated[bool, typer.Option("--purge", help="Delete their data as well; asks first.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Answer every question with yes.")] = False,  # noqa: ARG001 read by `confirm`
     as_json: JsonOption = False,
 ) -> None:
     """Stop what `up` started, and nothing else; their data stays for the next `up`."""
     local = _servers()
     folder = (dir or state_folder()).absolute()
     if purge:
+        if folder.is_dir():
+            context.confirm(f"Delete the embedded PostgreSQL and Kafka in {folder}, with all their data?")
         local.destroy(folder)
     else:
         local.down(folder)

@@ -181,7 +181,7 @@ It goes on running, with the load on again. To play with it:
   {SLACKWATER} show customer --key {ADA}
 To end it:
   kill {" ".join(str(pid) for pid in stage.pids)}
-  slackwater local down --purge --dir {servers}; rm -r {stage.quoted(stage.folder)}"""
+  slackwater local down --purge --yes --dir {servers}; rm -r {stage.quoted(stage.folder)}"""
         )
 
     def _ada(self, change: str) -> None:

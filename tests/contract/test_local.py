@@ -79,7 +79,15 @@ def test_the_verb_starts_says_where_and_stops(folder: Path) -> None:
     refused = slackwater("local", "env", "--dir", folder, code=1)
     assert refused.stdout == ""
     assert "slackwater local up" in refused.stderr
-    slackwater("local", "down", "--dir", folder, "--purge")
+    kept = folder / "notes.txt"
+    kept.write_text("not ours")
+    asked = slackwater("local", "down", "--dir", folder, "--purge", code=2)
+    assert f"this needs a yes: Delete the embedded PostgreSQL and Kafka in {folder}" in asked.stderr
+    assert (folder / "postgres").is_dir()
+    slackwater("local", "down", "--dir", folder, "--purge", "--yes")
+    assert list(folder.iterdir()) == [kept]
+    kept.unlink()
+    slackwater("local", "down", "--dir", folder, "--purge", "--yes")
     assert not folder.exists()
 
 
