@@ -84,7 +84,7 @@ def destroy(dir: Path) -> None:  # noqa: A002
             Kafka(dir / "kafka").destroy()
             Postgres(dir / "postgres").destroy()
         (dir / "lock").unlink(missing_ok=True)
-        if not any(dir.iterdir()):
+        if dir.is_dir() and not any(dir.iterdir()):
             dir.rmdir()
 
 

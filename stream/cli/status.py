@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from schemas.errors import ConfigError
 from stream.cli import context, exits
 from stream.cli.screen import screen
 from stream.status import Seen, Watch
@@ -22,6 +23,10 @@ def status(
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 0 when it is safe to cut over, else 3.")] = False,
 ) -> None:
     """Show where the migration stands: who has the writes, the lag, the roles, what is missing for a cutover."""
+    if watch and exit_code:
+        raise ConfigError(
+            "--exit-code is of one look, and --watch goes on looking", hint="slackwater wait --for safe_to_cutover"
+        )
     spec = context.spec()
     sides = context.sides(spec, "status")
     looking = Watch(spec, sides)

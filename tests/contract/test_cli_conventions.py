@@ -191,6 +191,13 @@ def test_a_watch_under_json_is_a_document_a_line(file: str) -> None:
     assert process.returncode == 0
 
 
+def test_a_watch_has_no_exit_code_to_give(file: str) -> None:
+    """It goes on until it is stopped, which says nothing of a cutover: a script would take its 0 for safe."""
+    done = slackwater("-c", file, "status", "--watch", "--exit-code")
+    assert (done.returncode, done.stdout) == (exits.USAGE, "")
+    assert "wait --for safe_to_cutover" in done.stderr
+
+
 def test_a_traceback_only_for_those_who_ask(file: str) -> None:
     assert "Traceback" not in slackwater("-c", file, "journal").stderr
     assert "Traceback" in slackwater("-c", file, "journal", "--debug").stderr
