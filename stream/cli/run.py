@@ -36,7 +36,10 @@ def run(
     role: Annotated[
         RoleArgument | None, typer.Argument(help="One role in this process; without it, all of them.")
     ] = None,
-    direction: Annotated[Direction, typer.Option(help="Which way the role works.")] = Direction.FORWARD,
+    direction: Annotated[
+        Direction | None,
+        typer.Option(help="Which way: of a role forward, if not given; without a role, both as needed."),
+    ] = None,
     listen: Annotated[str | None, typer.Option(hidden=True)] = None,
     child_of: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -48,10 +51,8 @@ def run(
     """
     spec = context.spec()
     if role is None:
-        if direction is not Direction.FORWARD:
-            raise ConfigError("--direction goes with a role", hint=f"slackwater run apply --direction {direction}")
-        finish(spec, None, _all(spec))
-    name = RoleName(role.value, direction)
+        finish(spec, None, _all(spec, direction))
+    name = RoleName(role.value, direction or Direction.FORWARD)
     finish(spec, name, one(spec, name, listen or spec.http.listen, child_of))
 
 
@@ -96,7 +97,7 @@ def one(spec: Spec, name: RoleName, listen: str, parent: int | None) -> int:
         log.info("stopped")
 
 
-def _all(spec: Spec) -> int:
+def _all(spec: Spec, direction: Direction | None) -> int:
     from stream import wiring
 
     wiring.log_as(spec, "run")
@@ -105,12 +106,16 @@ def _all(spec: Spec) -> int:
     ask = wiring.sides(spec, "slackwater run")
 
     def wanted() -> list[RoleName]:
-        known[:] = wiring.wanted(spec, known, ask)
+        if direction is None:
+            known[:] = wiring.wanted(spec, known, ask)
+        else:
+            known[:] = [RoleName(role, direction) for role in wiring.ROLES]
         return known
 
     supervisor = Supervisor(command=lambda name: _command(spec, name), wanted=wanted)
     worker.stop_on_signals(stop, supervisor.hang_up)
-    log.info("running migration %s; Ctrl-C stops at the next safe point", spec.migration)
+    which = "" if direction is None else f", its {direction} direction"
+    log.info("running migration %s%s; Ctrl-C stops at the next safe point", spec.migration, which)
     try:
         return supervisor.run(stop)
     finally:

@@ -76,10 +76,12 @@ def test_from_before_prepare_to_the_end(program: Program, shop: Shop) -> None:
     assert (forward["state"], forward["stuck"]["cause"]) == ("stopped", "capture was stopped")
 
 
-def test_roles_end_with_the_process_that_started_them(program: Program) -> None:
-    run = program.start("run")
+def test_roles_of_one_way_end_with_the_process_that_started_them(program: Program) -> None:
+    run = program.start("run", "--direction", "reverse")
     program.until(lambda: program.log.count("waiting: the migration is not prepared yet") == 3)
     children = psutil.Process(run.pid).children()
+    roles = sorted(" ".join(words[words.index("run") + 1 :][:3]) for words in (c.cmdline() for c in children))
+    assert roles == [f"{role} --direction reverse" for role in ("apply", "backfill", "capture")]
     run.kill()
     run.wait()
     psutil.wait_procs(children, timeout=10)
