@@ -38,7 +38,7 @@ def run(
     ] = None,
     direction: Annotated[
         Direction | None,
-        typer.Option(help="Which way: of a role forward, if not given; without a role, both as needed."),
+        typer.Option(help="Which way. Not given: a role goes forward; without a role, both as needed."),
     ] = None,
     listen: Annotated[str | None, typer.Option(hidden=True)] = None,
     child_of: Annotated[int | None, typer.Option(hidden=True)] = None,
