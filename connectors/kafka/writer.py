@@ -27,6 +27,11 @@ LARGE_BYTES = 900_000  # below every broker's default limit; above it the topic'
 OVERHEAD_BYTES = 8192  # a record's key and its batch's header, generously
 _ABORT_S = 10.0
 _START_S = 60.0
+_MARKING_S = 0.008
+"""The coordinator answers a commit before every partition has its marker. A transaction that is begun meanwhile is
+turned away, and librdkafka lets 20 ms pass before it asks again (measured at 500 transactions/s on two cores: commit to
+visible p50 47 ms with this pause, 70 ms without). What comes in the meantime goes into the next epoch.
+"""
 
 
 class EpochWriter:
@@ -104,30 +109,30 @@ class EpochWriter:
         failed: list[KafkaError] = []
         producer.begin_transaction()
         in_flight = 0
-        for (topic, partition), rows in batches.items():
-            if not rows:
-                continue
-            offsets = ends[topic, partition] = []
-            note = _noting(offsets, failed)
-            last = len(rows) - 1
-            for i, (key, value) in enumerate(rows):
-                size = len(value)
-                if size > LARGE_BYTES:
-                    self._check_size(topic, size)
-                in_flight += size
-                if in_flight > IN_FLIGHT_BYTES:
-                    self._flush(producer)
-                    in_flight = 0
-                try:
-                    if 0 < i < last:
-                        producer.produce(topic, value, key, partition)
-                    else:
-                        producer.produce(topic, value, key, partition, note)
-                except BufferError:
-                    self._flush(producer)
-                    in_flight = 0
-                    producer.produce(topic, value, key, partition, None if 0 < i < last else note)
-            producer.poll(0)
+        # librdkafka adds the partitions it has rows for to the transaction, all in one request, and those that come
+        # later in another. So each partition's first row goes before every other row.
+        for part in (slice(0, 1), slice(1, None)):
+            for (topic, partition), batch in batches.items():
+                rows = batch[part]
+                if not rows:
+                    continue
+                note = _noting(ends.setdefault((topic, partition), []), failed)
+                last = len(rows) - 1
+                for i, (key, value) in enumerate(rows):
+                    size = len(value)
+                    if size > LARGE_BYTES:
+                        self._check_size(topic, size)
+                    in_flight += size
+                    if in_flight > IN_FLIGHT_BYTES:
+                        self._flush(producer)
+                        in_flight = 0
+                    try:
+                        producer.produce(topic, value, key, partition, note if i == last else None)
+                    except BufferError:
+                        self._flush(producer)
+                        in_flight = 0
+                        producer.produce(topic, value, key, partition, note if i == last else None)
+                producer.poll(0)
         self._flush(producer)
         if failed:
             raise KafkaException(failed[0])
@@ -137,6 +142,7 @@ class EpochWriter:
         self._again(producer.commit_transaction, "committing an epoch to Kafka", self._timeout_s)
         if failed:
             raise KafkaException(failed[0])
+        time.sleep(_MARKING_S)
 
     def close(self) -> None:
         """Abort what is open, and let go of the producer."""
