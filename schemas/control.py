@@ -134,6 +134,7 @@ create table if not exists slackwater.quarantine (
   changes bigint not null default 1,   -- this one and the later ones of its key that joined it
   at timestamptz not null default clock_timestamp(),
   waived_by text, waived_reason text, waived_at timestamptz,
+  carried jsonb,                       -- like a reread's
   unique (migration, direction, load, source, key)
 );
 
@@ -144,6 +145,7 @@ create table if not exists slackwater.reread (
   carried jsonb,                       -- a row that took another key: its new key, and the columns no mapping writes
   primary key (migration, direction, load, source, key)
 );
+create index if not exists reread_carried on slackwater.reread (migration, direction) where carried is not null;
 
 create table if not exists slackwater.canary (   -- written on new as an application would; in the reverse stream
   migration text primary key, token text not null, at timestamptz not null default clock_timestamp()

@@ -16,7 +16,7 @@ from connectors.failpoint import failpoint
 from connectors.postgres import canary
 from connectors.postgres.control import Checkpoint
 from connectors.postgres.session import translated
-from connectors.postgres.target import canonical, key_text
+from connectors.postgres.target import Carried, Key, canonical
 from schemas.change import Change
 from schemas.control import CANARY
 from schemas.epoch import Epoch
@@ -203,10 +203,11 @@ class Batch:
             try:
                 staged = e.stage(work.tables, laid=work.laid, straight=not self._quarantined)
                 known = {} if e.mirrors_only else self._known(staged)
+                carried = self._carried(staged, known)
                 e.settle(staged, swap=swap, skip=known, applied_lsn=applied_lsn)
                 for source, changes in work.keyless.items() if not e.mirrors_only else ():
                     e.keyless.apply(source, changes)
-                self._join(work, staged, known, fresh)
+                self._join(work, staged, known, fresh, carried)
             except Halt as error:
                 load = e.current
                 e.back_to("part")
@@ -283,24 +284,25 @@ class Batch:
         already = set(self._known(staged).get(load, ()))
         e.savepoint("probe")
         found = self._bisect(load, staged, [n for n in every if n not in already], set(every), applied_lsn)
-        keys = [self._key(source, staged[source].keys[n]) for n, _ in found]
+        # One that takes another key stands there under both: under the old one, too, it will have to be read again.
+        refused = [(n, why, key) for n, why in found for key in self._named(source, staged[source], n)]
         e.back_to("part")
-        if not found:
+        if not refused:
             raise error
         held = e.target.quarantine_size()
-        if held + len(found) > (limit := self._limit()):
+        if held + len(refused) > (limit := self._limit()):
             raise RowRejected(
-                f"{error.cause}: {held + len(found)} rows would stand in quarantine, and the limit is {limit}",
+                f"{error.cause}: {held + len(refused)} rows would stand in quarantine, and the limit is {limit}",
                 hint="`slackwater quarantine list` shows them; mend the mapping or the data, or raise quarantine.limit",
                 sqlstate=error.sqlstate,
             ) from error
         folded = work.tables[source]
         order = [*folded.rows.values(), *folded.gone]
-        for (n, why), key in zip(found, keys, strict=True):
+        for n, why, key in refused:
             e.target.quarantine(load, source, key, order[n].position, why.sqlstate, why.cause)
             self._quarantined.setdefault(load, set()).add(canonical(key))
             fresh.add((load, canonical(key)))
-        log.error("%d rows of %s are in quarantine: %s", len(found), load, error.cause)
+        log.error("%d rows of %s are in quarantine: %s", len(refused), load, error.cause)
 
     def _bisect(
         self, load: str, staged: dict[str, Staged], rows: list[int], every: set[int], applied_lsn: Lsn
@@ -325,38 +327,59 @@ class Batch:
         return []
 
     def _known(self, staged: dict[str, Staged]) -> dict[str, list[int]]:
-        """Staged rows whose key stands in quarantine already: they join it."""
+        """Staged rows whose key stands in quarantine already, or that take one's place: they join it."""
         joined: dict[str, list[int]] = {}
-        for load, keys in self._quarantined.items():
+        for load, apart in self._quarantined.items():
             x = self._engine.loads.get(load)
             if x is None or x.mapping.sources[0] not in staged:
                 continue
             source = x.mapping.sources[0]
-            rows = staged[source]
-            for n, (key, origin) in enumerate(zip(rows.keys, rows.origins, strict=True)):
-                now = canonical(self._key(source, key))
-                was = now if origin is None else canonical(self._key(source, origin))
-                if now in keys or was in keys:
-                    joined.setdefault(load, []).append(n)
+            rows, held = staged[source], set(apart)
+            left = {n: {canonical(k) for k in self._named(source, rows, n)} for n in range(len(rows.keys))}
+            while joining := [n for n, names in left.items() if names & held]:
+                joined.setdefault(load, []).extend(joining)
+                for n in joining:
+                    held |= left.pop(n)
         return joined
 
+    def _named(self, source: str, rows: Staged, n: int) -> list[dict[str, str | None]]:
+        """The key that a staged row has now, and the one that it had before if that is another one."""
+        now, origin = rows.keys[n], rows.origins[n]
+        named = self._engine.stages[source].named
+        return [named(key) for key in dict.fromkeys([now, now if origin is None else origin])]
+
+    def _carried(self, staged: dict[str, Staged], known: dict[str, list[int]]) -> dict[str, list[tuple[Key, Carried]]]:
+        """What rows in quarantine carry after this part, where it changes that: as it is before anything is written."""
+        loads = self._engine.loads
+        return {
+            load: self._engine.partial.aside(loads[load], staged[loads[load].mapping.sources[0]], rows)
+            for load, rows in known.items()
+            if loads[load].unmapped
+        }
+
     def _join(
-        self, work: Work, staged: dict[str, Staged], known: dict[str, list[int]], fresh: set[tuple[str, str]]
+        self,
+        work: Work,
+        staged: dict[str, Staged],
+        known: dict[str, list[int]],
+        fresh: set[tuple[str, str]],
+        carried: dict[str, list[tuple[Key, Carried]]],
     ) -> None:
         """Count later changes on the rows in quarantine; one that took another key stands there under that too."""
+        target = self._engine.target
         for load, rows in known.items():
             source = self._engine.loads[load].mapping.sources[0]
             folded = work.tables[source]
             every = [*folded.rows.values(), *folded.gone]
+            apart = {*self._quarantined[load]}
             for n in rows:
-                key = self._key(source, staged[source].keys[n])
-                if (load, canonical(key)) in fresh:
-                    continue
-                error = "an earlier change of this row stands in quarantine"
-                self._engine.target.quarantine(load, source, key, every[n].position, "", error)
-
-    def _key(self, source: str, key: tuple[object, ...]) -> dict[str, str | None]:
-        return dict(zip(self._keys[source], map(key_text, key), strict=True))
+                now, *before = self._named(source, staged[source], n)
+                for key in [now, *(k for k in before if canonical(k) not in apart)]:
+                    if (load, canonical(key)) not in fresh:
+                        error = "an earlier change of this row stands in quarantine"
+                        target.quarantine(load, source, key, every[n].position, "", error)
+            if load in carried:
+                target.carry(load, source, carried[load])
 
 
 def merged(offsets: Offsets, newer: Offsets) -> Offsets:

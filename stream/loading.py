@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from connectors.postgres.chunks import Reader, Snapshot, TooLarge
 from connectors.postgres.control import Checkpoint
 from connectors.postgres.ranges import Chunk, Kind
 from connectors.postgres.session import cancel, connect, translated
+from connectors.postgres.target import Key
 from schemas.errors import RowRejected, SlackwaterError, Unavailable
 from schemas.plan import Plan
 from schemas.position import ZERO, Lsn, Position
@@ -248,9 +249,16 @@ class Loader:
 
 
 def set_aside(
-    engine: Engine, limit: int, load: str, source: str, key: Mapping[str, str | None], lsn: Lsn, error: RowRejected
+    engine: Engine,
+    limit: int,
+    load: str,
+    source: str,
+    key: Key,
+    lsn: Lsn,
+    error: RowRejected,
+    carried: Sequence[Key] = (),
 ) -> None:
-    """Quarantine a source row for a load, in the caller's transaction.
+    """Quarantine a source row for a load, with what it carries, in the caller's transaction.
 
     Errors: QuarantineFull.
     """
@@ -263,4 +271,6 @@ def set_aside(
         ) from error
     with translated("setting a row aside"):
         engine.target.quarantine(load, source, key, Position(lsn, 0), error.sqlstate, error.cause)
+        if carried:
+            engine.target.carry(load, source, [(key, [dict(document) for document in carried])])
     log.error("a row of %s is in quarantine: %s", load, error.cause)

@@ -64,9 +64,11 @@ def retry(conn: Connection, migration: str, direction: Direction, ids: Sequence[
             assert_closed(conn, migration, direction)
         retried = sorted(cast("int", row[0]) for row in found)
         conn.execute(
-            "insert into slackwater.reread (migration, direction, load, source, key, reason) "
-            "select migration, direction, load, source, key, 'quarantine retry' from slackwater.quarantine "
-            "where migration = %s and direction = %s and id = any(%s) on conflict do nothing",
+            "insert into slackwater.reread as r (migration, direction, load, source, key, reason, carried) "
+            "select migration, direction, load, source, key, 'quarantine retry', carried from slackwater.quarantine "
+            "where migration = %s and direction = %s and id = any(%s) "
+            "on conflict (migration, direction, load, source, key) do update set carried = excluded.carried "
+            "where excluded.carried is not null",
             (migration, direction.value, retried),
         )
     return retried

@@ -97,18 +97,20 @@ class Queue:
                 prepare=False,
             )
 
-    def refused(self, load: str, key: Key, lsn: Lsn, error: RowRejected) -> bool:
+    def refused(self, load: str, asked: Asked, lsn: Lsn, error: RowRejected) -> bool:
         """Out of the queue; an older quarantine row of the key is open again, with this error. False: there is none."""
+        key, carried = json.dumps(dict(asked.key)), _json(asked.carried) if asked.carried else None
         with translated("setting a row aside"):
             self._conn.execute(
                 "delete from slackwater.reread"
                 " where migration = %s and direction = %s and load = %s and key = %s::jsonb",
-                (*self._id, load, json.dumps(dict(key))),
+                (*self._id, load, key),
             )
             again = self._conn.execute(
                 "update slackwater.quarantine set state = 'open', error = %s, sqlstate = %s, commit_lsn = %s,"
-                " changes = changes + 1 where migration = %s and direction = %s and load = %s and key = %s::jsonb",
-                (error.cause, error.sqlstate, format_lsn(lsn), *self._id, load, json.dumps(dict(key))),
+                " changes = changes + 1, carried = coalesce(%s::jsonb, carried)"
+                " where migration = %s and direction = %s and load = %s and key = %s::jsonb",
+                (error.cause, error.sqlstate, format_lsn(lsn), carried, *self._id, load, key),
             )
         return again.rowcount > 0
 
@@ -233,9 +235,9 @@ class Rereader:
         if error.sqlstate == UNIQUE_VIOLATION and asked.attempts < MAX_COLLISIONS:
             self._queue.again(row.name, [asked.key])
             self._not_before[row.name] = lsn
-        elif not self._queue.refused(row.name, asked.key, lsn, error):
+        elif not self._queue.refused(row.name, asked, lsn, error):
             source = self._s.engine.loads[row.name].mapping.sources[0]
-            set_aside(self._s.engine, self._limit(), row.name, source, asked.key, lsn, error)
+            set_aside(self._s.engine, self._limit(), row.name, source, asked.key, lsn, error, asked.carried)
 
 
 def _json(keys: Sequence[Key]) -> str:

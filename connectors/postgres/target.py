@@ -19,6 +19,10 @@ from schemas.errors import Halt, Superseded
 from schemas.position import Lsn, Position, format_lsn, parse_lsn
 
 Key = Mapping[str, str | None]
+Carried = list[dict[str, str | None]]
+"""Columns that no mapping writes, of a row's target rows, as documents with the target's key."""
+
+CARRYING = "select distinct load from slackwater.reread where migration = %s and direction = %s and carried is not null"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,14 +167,36 @@ class Target:
             ),
         )
 
-    def carried(self, load: str, key: Key) -> list[dict[str, str | None]]:
-        """What a row that waits to be read again brought from under its old key."""
-        row = self.conn.execute(
-            "select carried from slackwater.reread where migration = %s and direction = %s and load = %s "
-            "and key = %s::jsonb and source <> ''",
-            (*self._id, load, json.dumps(dict(key))),
-        ).fetchone()
-        return [] if row is None or row[0] is None else list(row[0])
+    def carried(self, load: str, keys: Sequence[Key], *, apart: bool = False) -> dict[str, Carried]:
+        """What rows that took these keys brought along, and wait with to be read again, by canonical key.
+
+        `apart`: rows in quarantine as well.
+        """
+        rows = self.conn.execute(
+            "select key, carried from slackwater.quarantine where migration = %s and direction = %s and load = %s"
+            " and key = any(%s::jsonb[]) and carried is not null and %s union all"
+            " select key, carried from slackwater.reread where migration = %s and direction = %s and load = %s"
+            " and key = any(%s::jsonb[]) and carried is not null",
+            (*self._id, load, _documents(keys), apart, *self._id, load, _documents(keys)),
+        ).fetchall()
+        return {canonical(key): list(found) for key, found in rows}
+
+    def drop_carried(self, load: str, keys: Sequence[Key] | None) -> None:
+        """Rows that wait to be read again under these keys (None: any) are other rows from now on."""
+        self.conn.execute(
+            "update slackwater.reread set carried = null where migration = %s and direction = %s and load = %s"
+            " and carried is not null and (%s::jsonb[] is null or key = any(%s::jsonb[]))",
+            (*self._id, load, *(2 * (None if keys is None else _documents(keys),))),
+        )
+
+    def carry(self, load: str, source: str, rows: Iterable[tuple[Key, Carried]]) -> None:
+        """Keep what rows in quarantine carry: they have nothing else."""
+        self.conn.execute(
+            "update slackwater.quarantine q set carried = nullif(x.row->'carried', '[]')"
+            " from jsonb_array_elements(%s::jsonb) x(row) where q.migration = %s and q.direction = %s"
+            " and q.load = %s and q.source = %s and q.key = x.row->'key'",
+            (json.dumps([{"key": dict(k), "carried": c} for k, c in rows]), *self._id, load, source),
+        )
 
     def rereads(self) -> set[tuple[str, str]]:
         """(load, canonical key) of everything that waits to be read again."""
@@ -257,6 +283,10 @@ class Target:
         ).fetchone()
         assert row is not None
         return int(row[0])
+
+
+def _documents(keys: Iterable[Key]) -> list[str]:
+    return [json.dumps(dict(k)) for k in keys]
 
 
 def canonical(key: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from connectors.postgres import control, fence
@@ -64,17 +65,36 @@ def open_(conn: Connection, migration: str, side: Side, turn: int) -> bool:
     return True
 
 
-def settle_rereads(conn: Connection, migration: str, side: Side) -> int:
-    """Let go of the rows of a side that wait to be read again, in the transaction that opens it; how many there were.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """How many rows were to be read again; (load, key) of those whose columns that no mapping writes went with that."""
 
-    From then on they are the application's own. Mirrors are not: theirs go on.
+    rows: int
+    lost: list[tuple[str, str]]
+
+
+def settle_rereads(conn: Connection, migration: str, side: Side) -> Settled:
+    """Let go of the rows of a side that wait to be read again, in the transaction that opens it.
+
+    From then on they are the application's own, and what was tried again is in quarantine as before, with nothing kept
+    for it. Mirrors are not: theirs go on.
     """
     direction = next(d for d in Direction if d.target is side)
+    of = "migration = %s and direction = %s and load not like 'mirror:%%'"
+    values = (migration, direction.value)
+    kept = conn.execute(
+        f"select load, key::text from slackwater.quarantine where {of} and carried is not null", values
+    ).fetchall()
     gone = conn.execute(
-        "delete from slackwater.reread where migration = %s and direction = %s and load not like 'mirror:%%'",
-        (migration, direction.value),
+        f"delete from slackwater.reread where {of} returning load, key::text, carried is not null", values
+    ).fetchall()
+    conn.execute(
+        "update slackwater.quarantine set carried = null, state = case state when 'retrying' then 'open' else state end"
+        f" where {of} and (state = 'retrying' or carried is not null)",
+        values,
     )
-    return gone.rowcount
+    lost = {(load, key) for load, key in kept} | {(load, key) for load, key, carried in gone if carried}
+    return Settled(rows=len(gone), lost=sorted(lost))
 
 
 def ask_for(conn: Connection, migration: str, side: Side, turn: int) -> None:

@@ -93,5 +93,7 @@ class Chunk:
         if not x.mapping.key:
             with e.writing(x):
                 return e.keyless.load(x)
-        e.settle({source: staged}, skip={}, applied_lsn=Lsn(0), only=names)
+        # Where a row comes that carries something, another one may be still: it is taken out, not made into this one.
+        swap = {load} if carried and e.replica else ()
+        e.settle({source: staged}, swap=swap, skip={}, applied_lsn=Lsn(0), only=names)
         return e.written

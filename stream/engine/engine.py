@@ -14,7 +14,7 @@ from typing import Any, Literal
 from connectors.failpoint import failpoint
 from connectors.postgres import fence
 from connectors.postgres.session import Connection, translated
-from connectors.postgres.target import Key, LoadState, Target, canonical, key_text
+from connectors.postgres.target import CARRYING, Key, LoadState, Target, canonical
 from schemas.control import ECHO_PREFIX
 from schemas.errors import Halt, PrivilegeMissing
 from schemas.plan import Plan
@@ -55,6 +55,7 @@ class Engine:
         self.written = 0
         self.mirrors_only = False  # the target's own rows are not to be touched in this transaction
         self.states: dict[str, LoadState] = {}
+        self.carrying: set[str] = set()  # loads of which rows that wait to be read again brought something along
         self._side = str(plan.direction.target)
         self._holders: set[str] = set()
         self._made = Made(conn)
@@ -70,7 +71,7 @@ class Engine:
         self._relations = trees(conn, [x.into for x in self.loads.values()])
         self._texts: dict[tuple[str, str], str] = {}
         self._direct = build.direct_sources(plan, self.stages, self.loads)
-        self._partial = Partial(self)
+        self.partial = Partial(self)
         self.keyless = Keyless(self)
         self.owners = Owners(self)
         self.chunk = Chunk(self)
@@ -126,7 +127,9 @@ class Engine:
                     prepare=True,
                 )
                 misled = self.conn.execute(MISLED, (self._relations,), prepare=True)
+                carrying = self.conn.execute(CARRYING, (migration, direction), prepare=True)
             row, doubt = turn.fetchone(), misled.fetchone()
+            self.carrying = {str(load) for (load,) in carrying.fetchall()}
             self.plans.begin(misled=doubt is not None and bool(doubt[0]))
             self.states = self.target.loads()
             self.owners.begin()
@@ -212,6 +215,7 @@ class Engine:
             self.current = name
             with translated(f"staging {name}"):
                 bare = straight and not self.careful and name in self._direct and small(folded) and plain(folded)
+                bare = bare and not any(name in self.loads[x].mapping.sources for x in self.carrying)
                 if not bare:
                     self.stage_of(name)
                 staged[name] = stage.fill(self.conn, laid.get(name) or stage.lay(folded), direct=bare)
@@ -305,17 +309,18 @@ class Engine:
             rows = staged[load.mapping.sources[0]]
             if load.name not in swap and any(p.missing and not p.moved for p in rows.parts):
                 with self.writing(load):
-                    self._partial.write(load, rows, skip.get(load.name, ()))
+                    self.partial.write(load, rows, skip.get(load.name, ()))
 
     def _transform(self, load: Load, staged: Staged, skip: Sequence[int], applied_lsn: Lsn, *, swap: bool) -> None:
         if staged.direct is not None:
             return
         source = load.mapping.sources[0]
         stage = self.stages[source]
+        left = self.partial.leave(load, staged) if load.name in self.carrying else {}
         if any(p.moved for p in staged.parts):
-            self._partial.move(load, staged, skip, applied_lsn)
+            self.partial.move(load, staged, skip, applied_lsn, left)
         if swap and any(p.missing and not p.moved for p in staged.parts):
-            self._partial.complete(load, staged, skip)
+            self.partial.complete(load, staged, skip)
         if any(p.number == 0 for p in staged.parts):
             self.post(load.transform({source: stage.reading(part=0, skip=skip)}), prepare=not skip)
 
@@ -332,7 +337,7 @@ class Engine:
         if staged.has_gone:
             # A row in quarantine is read again by its key, which does not say what its target row was called before.
             lost = () if load.named_by(source) - set(stage.key) else skip
-            if load.unmapped and staged.has_left:
+            if load.unmapped and staged.left:
                 # A row that comes under a key which another one had must not find that one's unmapped columns there.
                 self.post(load.delete_left(source, stage.reading_left(skip=lost)), prepare=not lost, writes=True)
             self.post(load.collect_owners(source, {source: stage.reading_old(skip=lost)}), prepare=not lost)
@@ -372,8 +377,9 @@ class Engine:
         """Queue staged rows, by number, to be read again from the source for this load."""
         source = load.mapping.sources[0]
         stage = self.stages[source]
-        keys = [dict(zip(stage.key, map(key_text, staged.keys[n]), strict=True)) for n in rows]
+        keys = [stage.named(staged.keys[n]) for n in rows]
         if keys:
+            self.carrying |= {load.name} if carried else set()
             self.target.ask_reread(load.name, source, keys, reason, carried)
 
     def filtered_out(self, load: Load) -> bool:
@@ -386,8 +392,7 @@ class Engine:
         stage = self.stages[load.mapping.sources[0]]
         if origin is None:
             return False
-        key = canonical(dict(zip(stage.key, map(key_text, origin), strict=True)))
-        return (load.name, key) in self.target.rereads()
+        return (load.name, canonical(stage.named(origin))) in self.target.rereads()
 
     def run(self, sql: str, *, prepare: bool = False) -> int:
         """Execute one statement and wait for it; rows affected."""

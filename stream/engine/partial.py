@@ -7,10 +7,11 @@ the source; it is never another row's, and never NULL by default.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from connectors.postgres.target import key_text
+from connectors.postgres.target import Carried, Key, canonical
+from schemas.errors import RowRejected
 from schemas.names import quote
 from schemas.position import Lsn
 from stream.engine.staging import Part, Staged
@@ -46,11 +47,28 @@ class Partial:
                 return None
         return tuple(write), tuple(keep)
 
-    def move(self, load: Load, staged: Staged, skip: Sequence[int], applied_lsn: Lsn) -> None:
+    def leave(self, load: Load, staged: Staged) -> dict[str, Carried]:
+        """What rows that wait to be read again carry under keys that they leave with this batch, by canonical key.
+
+        Whoever waits under these keys from now on is another row.
+        """
+        e = self._engine
+        if staged.truncated:
+            e.target.drop_carried(load.name, None)
+            return {}
+        stage = e.stages[load.mapping.sources[0]]
+        keys = [stage.named(origin) for n in staged.left if (origin := staged.origins[n]) is not None]
+        left = e.target.carried(load.name, keys)
+        e.target.drop_carried(load.name, keys)
+        return left
+
+    def move(
+        self, load: Load, staged: Staged, skip: Sequence[int], applied_lsn: Lsn, left: Mapping[str, Carried]
+    ) -> None:
         """Rows whose key changed: into `rows`, whole, with what was not sent taken from under their old key.
 
         Before any write of the batch, so that the old place is still as it was. What the mapping does not write goes
-        along in any case: with the row, or in the queue of rows to be read again.
+        along in any case: with the row, or in the queue of rows to be read again. `left`: see `leave`.
         """
         e = self._engine
         source = load.mapping.sources[0]
@@ -65,7 +83,7 @@ class Partial:
             safe = settled and not e.in_reread(load, staged, row)
             if split is None or (split[1] and not safe):
                 why = "a key changed while values were not sent"
-                e.reread(load, staged, part.rows, why, carried=self._carried(load, staged, part))
+                e.reread(load, staged, part.rows, why, carried=self._carried(load, staged, part, left))
                 continue
             e.run(load.transform({source: stage.reading(part=part.number)}))
             if split[1] or load.unmapped:
@@ -73,7 +91,7 @@ class Partial:
                 found = not split[1] or e.run(load.fill_moved(split[1])) or e.filtered_out(load)
                 if found and load.unmapped:
                     e.keep(load)
-                    if not e.run(load.keep_moved()) and (waiting := self._waiting(load, staged, part)):
+                    if not e.run(load.keep_moved()) and (waiting := self._waiting(load, staged, part, left)):
                         e.conn.execute(load.keep_documents(), (json.dumps(waiting),))
                 e.run(f"delete from {load.owners}")
                 if not found:
@@ -82,8 +100,36 @@ class Partial:
                     continue
             e.run(load.done_moved())
 
-    def _carried(self, load: Load, staged: Staged, part: Part) -> list[dict[str, str | None]]:
-        """What a row that will be read again under its new key has in columns that no mapping writes."""
+    def aside(self, load: Load, staged: Staged, rows: Sequence[int]) -> list[tuple[Key, Carried]]:
+        """What rows that are set aside, by number, carry from now on, with their keys, where the batch changes that.
+
+        Before any write of the batch.
+        """
+        e = self._engine
+        stage = e.stages[load.mapping.sources[0]]
+        named = [None if origin is None else stage.named(origin) for origin in staged.origins]
+        left = e.target.carried(load.name, [k for n in rows if (k := named[n]) is not None], apart=True)
+        found: dict[str, tuple[Key, Carried]] = {}
+        coming = {n: part for part in staged.parts for n in part.rows}
+        for n in sorted(rows, key=lambda n: n in coming):  # a row that comes in the place of one that is gone
+            key, part = stage.named(staged.keys[n]), coming.get(n)
+            carried: Carried = []
+            if part is not None and part.moved:
+                e.prepare(load)
+                e.savepoint("aside")
+                try:
+                    with e.writing(load):
+                        carried = self._carried(load, staged, part, left)
+                except RowRejected:  # the target takes no such key: nothing is there under it
+                    e.back_to("aside")
+                    carried = self._waiting(load, staged, part, left)
+            elif part is not None and named[n] is not None:
+                continue  # as it stands there
+            found[canonical(key)] = (key, carried)
+        return list(found.values())
+
+    def _carried(self, load: Load, staged: Staged, part: Part, left: Mapping[str, Carried]) -> Carried:
+        """What a row whose key changed, and that is not written now, has in columns that no mapping writes."""
         if not load.unmapped:
             return []
         e = self._engine
@@ -92,26 +138,20 @@ class Partial:
         e.run(load.collect_owners(source, {source: stage.reading_old(rows=part.rows)}))
         found = e.conn.execute(load.unmapped_of(source, {source: stage.reading(part=part.number)})).fetchall()
         e.run(f"delete from {load.owners}")
-        return [dict(document) for (document,) in found] or self._waiting(load, staged, part)
+        return [dict(document) for (document,) in found] or self._waiting(load, staged, part, left)
 
-    def _waiting(self, load: Load, staged: Staged, part: Part) -> list[dict[str, str | None]]:
+    def _waiting(self, load: Load, staged: Staged, part: Part, left: Mapping[str, Carried]) -> Carried:
         """The same, of a row that has waited to be read again since it took its last key."""
         e = self._engine
         source = load.mapping.sources[0]
         stage = e.stages[source]
         origin = staged.origins[part.rows[0]]
-        if origin is None:
-            return []
-        waiting = e.target.carried(load.name, dict(zip(stage.key, map(key_text, origin), strict=True)))
+        waiting = [] if origin is None else left.get(canonical(stage.named(origin)), [])
         if not waiting:
             return []
-        e.run(f"delete from {load.owners}")
-        e.run(load.collect_owners(source, {source: stage.reading(part=part.number)}))
-        owner = ", ".join(f"{quote(n)}::text" for n in load.mapping.owner)
-        row = e.conn.execute(f"select {owner} from {load.owners}").fetchone()
-        e.run(f"delete from {load.owners}")
-        now = {} if row is None else dict(zip(load.mapping.owner, row, strict=True))
-        return [document | now for document in waiting] if now else []
+        owner = e.conn.execute(load.owners_of(source, {source: stage.reading(part=part.number)})).fetchone()
+        now = {} if owner is None else dict(zip(load.mapping.owner, owner, strict=True))
+        return [document | now for document in waiting]
 
     def complete(self, load: Load, staged: Staged, skip: Sequence[int]) -> None:
         """Rows under an unchanged key: into `rows`, whole, as they are to be taken out and put back.

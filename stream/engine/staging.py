@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from connectors.failpoint import failpoint
 from connectors.postgres.session import Connection
+from connectors.postgres.target import key_text
 from schemas.change import Image
 from schemas.names import quote
 from schemas.table import Table
@@ -51,7 +52,7 @@ class Staged:
     has_new: bool = False
     has_old: bool = False
     has_gone: bool = False
-    has_left: bool = False
+    left: list[int] = field(default_factory=list)  # the numbers of those that are under their old key no more
     carried: bool = False  # a reread: unmapped columns of its rows were set aside
     direct: Direct | None = None  # set: nothing is in the temporary tables
 
@@ -91,6 +92,10 @@ class Stage:
     @property
     def old(self) -> str:
         return f"pg_temp.slackwater_old_{self.number}"
+
+    def named(self, key: Key) -> dict[str, str | None]:
+        """A key as a document: what stands in the queue of rereads, and in quarantine."""
+        return dict(zip(self.key, map(key_text, key), strict=True))
 
     def create(self) -> list[str]:
         typed = ", ".join(f"{quote(n)} {t}" for n, t in zip(self.names, self.types, strict=True))
@@ -162,6 +167,7 @@ class Stage:
             staged.origins.append(origin)
             if origin is not None:
                 if moved:
+                    staged.left.append(n)
                     old.append(self._image(row.before, origin, n, LEFT))
                 else:
                     staying.add(origin)
@@ -172,13 +178,14 @@ class Stage:
             n += 1
         for row in folded.gone:
             assert row.origin is not None
-            old.append(self._image(row.before, row.origin, n, GONE if row.origin in staying else LEFT))
+            left = row.origin not in staying
+            staged.left += [n] if left else []
+            old.append(self._image(row.before, row.origin, n, LEFT if left else GONE))
             staged.keys.append(row.origin)
             staged.origins.append(row.origin)
             n += 1
         staged.has_new, staged.has_old = bool(new), bool(old)
         staged.has_gone = any(image[-1] != STAYED for image in old)
-        staged.has_left = any(image[-1] == LEFT for image in old)
         staged.parts = [
             Part(number=i, missing=missing, moved=moved, entering=entering, rows=tuple(rows))
             for i, (missing, moved, entering, rows) in enumerate(about)

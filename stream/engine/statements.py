@@ -135,6 +135,13 @@ class Load:
             f") x({aliases}) where {there}"
         )
 
+    def owners_of(self, source: str, bindings: dict[str, str]) -> str:
+        """The owners that the images bound to `source` feed, as texts that the target may not take."""
+        aliases = [f"o{i}" for i in range(len(self.mapping.owner))]
+        texts = ", ".join(f"{a}::text" for a in aliases)
+        query = bound(self.mapping.feeds[source].query, bindings)
+        return f"select {texts} from (\n{query}\n) x({', '.join(aliases)})"
+
     def delete_stale(self) -> str:
         """Delete target rows of the owners that `rows` does not hold."""
         m = self.mapping

@@ -19,6 +19,7 @@ from stream.turn.turning import Turning, ping
 
 PATIENCE_S = 8.0  # how long the opening is tried again
 RETRY_S = 0.1
+TOLD = 100  # rows named
 
 
 def open_other(t: Turning) -> None:
@@ -65,17 +66,29 @@ def _once(t: Turning) -> None:
                     f"turn {t.turn} is not what comes next: {t.to} is not opened", hint=f"{t.command} status"
                 )
             turns.open_(opening, t.migration, t.to, t.turn)
-            left = turns.settle_rereads(opening, t.migration, t.to)
+            tell(t, turns.settle_rereads(opening, t.migration, t.to))
             if t.to is Side.NEW:
                 history.reach(t, opening)
             ping(keeping)
             failpoint("turn.before_open_commit")
             opening.execute("commit")
-        if left:
-            t.note(f"{left} rows that were to be read again stay as they are on {t.to}: they were asked for too late")
     finally:
         for conn in (opening, keeping):
             _end(conn)
+
+
+def tell(t: Turning, settled: turns.Settled) -> None:
+    """What is let go of for the opening's sake: said before its commit, whose answer may be lost."""
+    lines = []
+    if settled.rows:
+        lines.append(f"{settled.rows} rows that were to be read again stay as they are on {t.to}: they waited still")
+    if lost := settled.lost:
+        named = ", ".join(f"{load} {key}" for load, key in lost[:TOLD])
+        more = f" and {len(lost) - TOLD} more" if len(lost) > TOLD else ""
+        lines.append(f"on {t.to}, columns that no mapping writes are lost of rows not written again: {named}{more}")
+    for line in lines:
+        if line not in t.notes:
+            t.note(line)
 
 
 def _end(conn: Connection) -> None:

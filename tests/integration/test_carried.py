@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from schemas.position import Position
+from stream import quarantine
 from stream.batch import Batch
 from tests.fixtures.databases import Databases
-from tests.fixtures.filling import Filling
+from tests.fixtures.filling import FORWARD, Filling
 from tests.fixtures.stream import epoch_record
+from tests.fixtures.tape import MIGRATION
 
 OLD = """
-create table t (id integer primary key, nm text, doc text);
+create table t (id bigint primary key, nm text, doc text);
 alter table t alter doc set storage external;
 create table o (id integer primary key, items integer[]);
 alter table o replica identity full;
@@ -153,3 +155,117 @@ def test_a_row_that_comes_where_another_one_was(filling: Filling) -> None:
     assert {key: found[key] for key in (3, 4, 10)} == {3: ("of 3", 3), 4: ("of 4", 4), 10: ("of 1", 1)}
     assert [found[key][0] for key in (1, 2)] == ["nobody's", "nobody's"]
     assert min(no for _, no in (found[1], found[2])) > 4
+
+
+def refuse(filling: Filling) -> None:
+    filling.new.execute("alter table app.t add constraint good check (label not like 'bad%')")
+
+
+def apart(filling: Filling) -> set[str]:
+    return {str(row.key["id"]) for row in quarantine.rows(filling.new, MIGRATION, FORWARD)}
+
+
+def retried(filling: Filling) -> None:
+    """The cause is put right on the source, and what is in quarantine tried again."""
+    filling.old.execute("update t set nm = 'good'")
+    filling.advance()
+    quarantine.retry(filling.new, MIGRATION, FORWARD, None)
+    with filling.backfill():
+        filling.settle()
+    assert apart(filling) == set()
+    filling.agrees()
+
+
+def test_a_row_that_is_refused_when_it_is_read_again(filling: Filling) -> None:
+    refuse(filling)
+    filling.old.execute("insert into t select i, 'n', repeat(i::text, 9000) from generate_series(1, 3) i")
+    filling.advance()
+    write(filling, "update app.t set mine = 'of ' || id")
+    filling.old.execute("update t set id = id * 10, nm = 'bad'")
+    filling.advance()
+    with filling.backfill():
+        filling.settle()
+    assert apart(filling) == {"10", "20", "30"}
+    filling.old.execute("update t set id = 11 where id = 10; update t set id = 21, doc = 'short' where id = 20")
+    filling.advance()
+    assert apart(filling) == {"10", "11", "20", "21", "30"}
+    retried(filling)
+    assert mine(filling) == [(11, "of 1", 1), (21, "of 2", 2), (30, "of 3", 3)]
+
+
+def test_a_row_that_the_stream_sets_aside_under_its_new_key(filling: Filling) -> None:
+    refuse(filling)
+    filling.old.execute("insert into t select i, 'n', repeat(i::text, 9000) from generate_series(1, 4) i")
+    filling.advance()
+    write(filling, "update app.t set mine = 'of ' || id")
+    filling.old.execute("update t set id = 10, nm = 'bad', doc = 'short' where id = 1")
+    filling.old.execute("update t set nm = 'bad', doc = 'short' where id = 2")
+    filling.advance()
+    assert apart(filling) == {"1", "10", "2"}  # one that takes another key has to be read again under both
+    filling.old.execute("update t set id = 20 where id = 2; update t set id = 2 where id = 3")
+    filling.advance()
+    assert apart(filling) == {"1", "10", "2", "20", "3"}
+    retried(filling)
+    assert mine(filling) == [(2, "of 3", 3), (4, "of 4", 4), (10, "of 1", 1), (20, "of 2", 2)]
+
+
+def test_a_row_that_waits_gives_its_key_to_another_one(filling: Filling) -> None:
+    filling.old.execute("insert into t select i, 'n', repeat(i::text, 9000) from generate_series(1, 4) i")
+    filling.advance()
+    write(filling, "update app.t set mine = 'of ' || id")
+    filling.old.execute("update t set id = id * 10, nm = 'm' where id <> 2")
+    filling.advance()
+    # 10 leaves and 2 comes in its place; 30 is another row now, and 40 too
+    filling.old.execute("update t set id = 11, nm = 'o' where id = 10; update t set id = 10, nm = 'o' where id = 2")
+    filling.old.execute("delete from t where id = 30; insert into t values (30, 'new', 'd')")
+    filling.advance()
+    filling.old.execute("update t set id = 41, doc = 'short' where id = 40; insert into t values (40, 'new', 'd')")
+    filling.advance()
+    with filling.backfill():
+        filling.settle()
+    filling.agrees()
+    kept = [row[:2] for row in mine(filling)]
+    assert kept == [(10, "of 2"), (11, "of 1"), (30, "nobody's"), (40, "nobody's"), (41, "of 4")]
+
+
+def test_rows_that_wait_while_their_table_is_emptied(filling: Filling) -> None:
+    filling.old.execute("insert into t select i, 'n', repeat(i::text, 9000) from generate_series(1, 2) i")
+    filling.advance()
+    write(filling, "update app.t set mine = 'of ' || id")
+    filling.old.execute("update t set id = id * 10, nm = 'm'")
+    filling.advance()
+    filling.old.execute("truncate t; insert into t values (10, 'new', 'd')")
+    filling.advance()
+    with filling.backfill():
+        filling.settle()
+    filling.agrees()
+    assert [row[:2] for row in mine(filling)] == [(10, "nobody's")]
+
+
+def test_the_rows_of_an_owner_that_is_set_aside(filling: Filling) -> None:
+    filling.new.execute("alter table app.item add constraint good check (item <> 13)")
+    filling.old.execute("insert into o values (1, '{5,6}'), (2, '{7}')")
+    filling.advance()
+    write(filling, "update app.item set mine = order_id || '/' || line_no")
+    filling.old.execute("update o set id = 9, items = '{13,6,7}' where id = 1")
+    filling.advance()
+    assert apart(filling) == {"1", "9"}
+    filling.old.execute("update o set id = 8, items = '{5,6}' where id = 9; update o set id = 1 where id = 2")
+    filling.advance()
+    retried(filling)
+    assert mine(filling, "item", "order_id") == [(1, "2/1"), (8, "1/1"), (8, "1/2")]
+
+
+def test_a_row_whose_keys_the_target_cannot_hold(filling: Filling) -> None:
+    filling.old.execute("insert into t values (1, 'n', 'd')")
+    filling.advance()
+    write(filling, "update app.t set mine = 'of 1'")
+    for was, now in ((1, 5_000_000_000), (5_000_000_000, 6_000_000_000), (6_000_000_000, 7)):
+        filling.old.execute("update t set id = %s where id = %s", (now, was))
+        filling.advance()
+    assert apart(filling) == {"1", "5000000000", "6000000000", "7"}
+    quarantine.retry(filling.new, MIGRATION, FORWARD, None)
+    with filling.backfill():
+        filling.settle()
+    filling.agrees()
+    assert mine(filling) == [(7, "of 1", 1)]
