@@ -15,7 +15,7 @@ from stream.gates import flow, proof, surroundings, turns
 from stream.gates.facts import Facts, Stream
 from stream.gates.gate import Gate
 
-HARD_FOR_ROLLBACK = frozenset({"roles", "lag", "quarantine"})
+HARD_FOR_ROLLBACK = frozenset({"roles", "lag", "quarantine", "reread"})
 
 
 def judge(facts: Facts, spec: Spec, direction: Direction = Direction.FORWARD) -> list[Gate]:

@@ -30,7 +30,7 @@ from stream.journal import Actor
 from stream.phases import Phase
 from stream.prepared import Prepared, plan_for
 from stream.topics import FlowTopics
-from stream.turn import closing, drain, history, hold, hooks, past
+from stream.turn import closing, drain, history, hold, hooks, opening, past
 from stream.turn.outcome import Outcome
 from stream.turn.run import concluded, keep_spare
 from stream.turn.standing import writes
@@ -227,9 +227,8 @@ def _applied(t: Turning, last: Epoch) -> None:
 def _open(t: Turning) -> None:
     """Open `to`, while the source's row, where it answers, is kept to be closed. Errors: Aborted when it is not."""
     conn = t.conns[t.to]
-    if waiting := drain.unfinished(conn, t):
-        for clause in waiting:
-            t.note(f"gone over: {clause}")
+    for clause in drain.unfinished(conn, t).values():
+        t.note(f"gone over: {clause}")
     with t.steps.step("open"), t.answered(TOKEN_S), translated(f"opening {t.to}"), ExitStack() as transactions:
         for side in (Side.OLD, Side.NEW):
             if side in t.conns:
@@ -238,7 +237,7 @@ def _open(t: Turning) -> None:
                 if side is t.source and row is not None and row.open:
                     raise Aborted(f"{t.source} was opened meanwhile: {t.to} stays closed", hint=t.again)
         turns.open_(conn, t.migration, t.to, t.turn)
-        turns.settle_rereads(conn, t.migration, t.to)
+        opening.tell(t, turns.settle_rereads(conn, t.migration, t.to))
         if t.to is Side.NEW:
             history.force(t, conn)
         if t.source in t.conns:

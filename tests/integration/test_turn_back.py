@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from stream.backfill import LOOK_S
 from tests.fixtures.ledger import writing
 from tests.fixtures.tide import BALANCE, ENTRY, WRITERS, Tide
 
@@ -106,7 +107,18 @@ def what_waits_for_a_side_is_settled_when_it_opens(tide: Tide) -> None:
     """Foreign writes that nobody decided about before the way back; and rows asked for again while it was under way."""
     past_the_fence(tide, "kept")
     tide.program.until(lambda: tide.program.status()["foreign_writes"]["rows"] == 1)
-    turning = tide.start("rollback", failpoints="turn.after_close=sleep:3")
+    tide.program("pause", "backfill", "--reason", "a test")
+    time.sleep(2 * LOOK_S)  # it has everything loaded, and tells nobody that it holds back
+    tide.on(
+        "old",
+        "insert into slackwater.reread (migration, direction, load, source, key, reason)"
+        " values (%s, 'reverse', 'account', 'account', '{\"id\": \"12\"}', 'a test')",
+        tide.migration,
+    )
+    assert tide.program.status()["safe_to_rollback"] is False
+    assert "reread: 1 rows wait to be read again" in tide.program("rollback", "--yes", code=3)
+    over = ("--waive", "reread", "--reason", "a test")
+    turning = tide.start("rollback", *over, failpoints="turn.after_close=sleep:3")
     tide.program.until(lambda: tide.open_sides() == [])
     with psycopg.connect(tide.dsns["old"]) as applying:  # as a long epoch would hold it: backfill waits behind it
         applying.execute(
@@ -114,16 +126,23 @@ def what_waits_for_a_side_is_settled_when_it_opens(tide: Tide) -> None:
         )
         tide.on(
             "old",
-            "insert into slackwater.reread (migration, direction, load, source, key, reason)"
-            " values (%s, 'reverse', 'account', 'account', '{\"id\": \"13\"}', 'a test')",
+            "insert into slackwater.quarantine (migration, direction, load, source, key, error, carried)"
+            " values (%s, 'reverse', 'account', 'account', '{\"id\": \"13\"}', 'a test', '[{\"id\": \"13\"}]')",
             tide.migration,
         )
+        tide.program("quarantine", "retry", "--all", "--direction", "reverse")
+        tide.program("resume", "backfill")
         tide.program.until(lambda: tide.on("old", WAITING) == [(1,)])
         assert tide.open_sides() == []
         told = json.loads(turning.communicate(timeout=60)[0])
     assert (told["result"], told["writes"]) == ("done", "old")
-    assert any(note.startswith("1 rows that were to be read again stay as they are on old") for note in told["notes"])
+    assert "gone over: 1 rows wait to be read again" in told["notes"]
+    assert any(note.startswith("2 rows that were to be read again stay as they are on old") for note in told["notes"])
+    assert any('are lost of rows not written again: account {"id": "13"}' in note for note in told["notes"])
     assert rereads(tide) == 0
+    listed = json.loads(tide.program("quarantine", "list", "--direction", "reverse", "--json"))["rows"]
+    assert [(row["key"], row["state"]) for row in listed] == [({"id": "13"}, "open")]
+    tide.on("old", "delete from slackwater.quarantine where migration = %s returning 1", tide.migration)
     # The side with the foreign row leads by now: the row is its own.
     refused = tide.program("foreign-writes", "discard", "--reason", "a test", "--yes", code=3)
     assert "undo it on old" in refused
