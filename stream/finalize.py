@@ -152,13 +152,13 @@ def _gates(
     if found.state is not Verdict.CLEAN:
         object_(
             "verification",
-            f"the {direction} verification is {found.state}, not clean: slackwater verify --direction {direction}",
+            f"the {direction} verification is {found.state}, not clean: {spec.command} verify --direction {direction}",
         )
     for side, conn in conns.items():
         if rows := open_rows(conn, spec.migration, side):
             object_(
                 "foreign_writes",
-                f"{rows} foreign writes on {side} wait for a decision: slackwater foreign-writes list",
+                f"{rows} foreign writes on {side} wait for a decision: {spec.command} foreign-writes list",
             )
     reasons += [f"a role runs: {role}" for conn in (old, new) for role in control.alive(conn, spec.migration)]
     if not reasons:

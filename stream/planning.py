@@ -42,7 +42,7 @@ class Report:
 
 def plan(spec: Spec, old: Connection, new: Connection) -> Report:
     """Read both sides and resolve the file; problems stay in the report, for `check` to refuse."""
-    found = Findings()
+    found = Findings(spec.command)
     sources = catalog.tables(old, spec.old.schema_)
     with preflight.ddl.tried(new, spec, found):
         targets = catalog.tables(new, spec.new.schema_)

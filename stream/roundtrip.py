@@ -61,7 +61,7 @@ def roundtrip(spec: Spec, old: Connection, new: Connection, say: Callable[[str],
     Errors: Refused where one of the directions does not resolve.
     """
     sources = catalog.tables(old, spec.old.schema_)
-    with ddl.tried(new, spec, Findings()):
+    with ddl.tried(new, spec, Findings(spec.command)):
         targets = {n: identity.as_full(t) for n, t in catalog.tables(new, spec.new.schema_).items()}
         forward = resolve(spec, Direction.FORWARD, sources, targets)
         back = resolve(spec, Direction.REVERSE, targets, sources)

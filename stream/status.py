@@ -25,6 +25,7 @@ from stream.looks import Document, NewLook, SideLook, look, look_at_new
 from stream.observe import SourceView, TargetView
 from stream.pause import Pause
 from stream.phases import Phase
+from stream.remedy import throughout
 from stream.sides import Sides
 
 ENDING = {Phase.CANCELLED.value: "cancel", Phase.FINALIZED.value: "finalize"}
@@ -94,6 +95,7 @@ class Watch:
             "errors": _errors({**looks, Side.NEW: new if isinstance(new, SlackwaterError) else looks[Side.NEW]}),
         }
         found["next"] = _next(found, shown, spec)
+        found = throughout(found, spec.command)
         return Seen(document=found, facts=facts, gates=gates)
 
     def reconfigure(self, spec: Spec) -> None:
@@ -105,7 +107,8 @@ class Watch:
     def gate_documents(self, gates: Iterable[Gate], direction: Direction) -> Document:
         """Gates as `status` and `gates` print them: `gates`, and beside them those that the file switches off."""
         with self._lock:
-            return self._gates(gates, direction)
+            found: Document = throughout(self._gates(gates, direction), self._spec.command)
+            return found
 
     def _remember(self, home: NewLook | None, gates: Mapping[Direction, list[Gate]]) -> None:
         """Since when gates are as they are: as new keeps it where it is so still, else since we saw it."""

@@ -82,7 +82,11 @@ class Process:
             speaks=name.role == "apply",
         )
         self.worker = Worker(
-            build=self._build, heartbeat=self.heartbeat, metrics=self.metrics, resumed=partial(resumed, spec, name.role)
+            build=self._build,
+            heartbeat=self.heartbeat,
+            metrics=self.metrics,
+            resumed=partial(resumed, spec, name.role),
+            command=spec.command,
         )
         forward_apply = name == RoleName("apply", Direction.FORWARD)
         self._lookout = Lookout(dsn(spec, Side.NEW), lambda: self.spec) if forward_apply else None

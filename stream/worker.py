@@ -22,6 +22,7 @@ from schemas.errors import ConfigError, Halt, Retry, SlackwaterError
 from stream.clock import now, rfc3339
 from stream.heartbeat import Heartbeat
 from stream.metrics import Metrics
+from stream.remedy import on_file
 
 log = logging.getLogger("slackwater.worker")
 
@@ -66,7 +67,7 @@ def _collect_rarely() -> None:
 
 class Worker:
     """Builds and runs a role until it is stopped. `resumed` tells whether an operator has asked to go on since it
-    was built; it is asked only while the role is halted.
+    was built; it is asked only while the role is halted. `command` is how a verb is called on its file.
     """
 
     def __init__(
@@ -76,11 +77,13 @@ class Worker:
         heartbeat: Heartbeat,
         metrics: Metrics,
         resumed: Callable[[], Callable[[], bool]],
+        command: str,
     ) -> None:
         self._build = build
         self._heartbeat = heartbeat
         self._metrics = metrics
         self._resumed = resumed
+        self._command = command
 
     def run(self, stop: threading.Event) -> int:
         """The exit status: 0 stopped as asked, 1 another process took over, 2 the file is not usable."""
@@ -97,13 +100,13 @@ class Worker:
                 stop.wait(IDLE_S if error is None else RESUME_POLL_S)
                 attempt = 0
             elif isinstance(error, ConfigError):
-                log.error("%s", error)
+                log.error("%s", self._told(error))
                 return error.exit_code
             elif error.retry is Retry.BACKOFF:
                 self._back_off(error, attempt, stop)
                 attempt += 1
             elif error.retry is Retry.NEVER:
-                log.error("%s", error)
+                log.error("%s", self._told(error))
                 self._heartbeat.halted(error.cause)
                 return FAILED
             else:
@@ -133,6 +136,9 @@ class Worker:
             return halt
         return None
 
+    def _told(self, error: SlackwaterError) -> str:
+        return f"{error.cause}\n  remedy: {on_file(error.hint, self._command)}" if error.hint else error.cause
+
     def _count(self, error: BaseException, shown: SlackwaterError | None = None) -> None:
         self._metrics.error(error)
         if shown is not None or isinstance(error, SlackwaterError):
@@ -150,7 +156,7 @@ class Worker:
         with suppress(SlackwaterError):  # asked again below
             resumed = self._resumed()  # before anybody can see that it has halted, and say so at once
         self._heartbeat.halted(error.cause)
-        log.error("halted: %s", error)
+        log.error("halted: %s", self._told(error))
         while not stop.wait(RESUME_POLL_S):
             try:
                 if resumed is None:

@@ -117,7 +117,7 @@ def ensure(
         if fence is not None and fence.migration != migration:
             raise Halt(
                 f"{relation[0]}.{relation[1]} carries the fence of migration {fence.migration}",
-                hint=f"end that migration first: slackwater finalize, or slackwater cancel, of {fence.migration}",
+                hint="end that migration first, by `finalize` or `cancel` with its own file",
             )
         if fence is not None and fence.always and fence.side == side.value and fence.turn >= turn:
             continue

@@ -18,7 +18,7 @@ import typer
 
 from schemas.errors import Aborted, Refused, SlackwaterError
 from stream.cli import exits
-from stream.cli.context import document, invocation
+from stream.cli.context import document, invocation, on_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -411,8 +411,9 @@ def _explain(error: SlackwaterError, argv: list[str]) -> None:
     redact = Redaction()
     reasons = error.reasons if isinstance(error, Refused | Aborted) else ()
     lines = [f"slackwater: {error.cause}", *(f"  - {reason}" for reason in reasons)]
-    if error.hint:
-        lines.append(f"  remedy: {error.hint}")
+    remedy = on_file(error.hint)
+    if remedy:
+        lines.append(f"  remedy: {remedy}")
     typer.echo(redact("\n".join(lines)), err=True)
     if invocation().debug:
         traceback.print_exception(error)
@@ -424,5 +425,5 @@ def _explain(error: SlackwaterError, argv: list[str]) -> None:
 
         typer.echo(document(failed(error)))
     else:
-        told = {"cause": redact(error.cause), "remedy": redact(error.hint), "reasons": [redact(r) for r in reasons]}
+        told = {"cause": redact(error.cause), "remedy": redact(remedy), "reasons": [redact(r) for r in reasons]}
         typer.echo(document({"error": told}))

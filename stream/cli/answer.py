@@ -40,7 +40,7 @@ def answered(spec: Spec, verb: str, work: Callable[[], Answer]) -> None:
             again = context.command(spec, verb)
             told = failed(error) | {"next": follows(result_of(error), error.hint, command=spec.command, again=again)}
             context.show(_document(spec, verb, told), "")
-            context.note(f"slackwater: {Redaction()(str(error))}")
+            context.note(f"slackwater: {told['error']['cause']}\n  remedy: {told['error']['remedy']}")
             raise typer.Exit(error.exit_code) from error
         raise
     document = {
@@ -66,8 +66,8 @@ def failed(error: SlackwaterError) -> dict[str, Any]:
         "pause_seconds": None,
         "steps": [],
         "reasons": [redact(reason) for reason in reasons],
-        "error": {"cause": redact(error.cause), "remedy": redact(error.hint)},
-        "next": runnable(error.hint),
+        "error": {"cause": redact(error.cause), "remedy": redact(context.on_file(error.hint))},
+        "next": runnable(context.on_file(error.hint)),
     }
 
 

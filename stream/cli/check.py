@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from schemas.spec import Spec
 from stream.cli import context, exits
 from stream.preflight import Findings, Severity
 from stream.preflight import check as examine
@@ -21,13 +22,13 @@ def check() -> None:
             "problems": len(problems),
             "findings": [finding.document() for finding in found],
         },
-        lambda: screen(spec.migration, found),
+        lambda: screen(spec, found),
     )
     if problems:
         raise typer.Exit(exits.NO)
 
 
-def screen(migration: str, found: Findings) -> str:
+def screen(spec: Spec, found: Findings) -> str:
     """Problems first, then what may hurt later, then what is good to know."""
     lines: list[str] = []
     titles = ((Severity.PROBLEM, "Problems"), (Severity.WARNING, "Warnings"), (Severity.NOTE, "Good to know"))
@@ -37,7 +38,8 @@ def screen(migration: str, found: Findings) -> str:
             lines += [f"{title} ({len(of)})", *(f"  - {finding}" for finding in of), ""]
     problems = len(found.problems)
     if problems:
-        lines.append(f"{problems} thing{'s' if problems > 1 else ''} would stop migration {migration}.")
+        lines.append(f"{problems} thing{'s' if problems > 1 else ''} would stop migration {spec.migration}.")
     else:
-        lines.append(f"Nothing would stop migration {migration}. Next: slackwater plan, then slackwater prepare")
+        lines.append(f"Nothing would stop migration {spec.migration}.")
+        lines.append(f"Next: {spec.command} plan, then {spec.command} prepare")
     return "\n".join(lines)

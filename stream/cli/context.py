@@ -11,6 +11,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -31,6 +32,7 @@ from schemas.direction import Side
 from schemas.errors import ConfigError, Refused, Unanswerable
 from stream.clock import rfc3339
 from stream.journal import Actor
+from stream.remedy import on_file as named
 from stream.sides import Sides
 
 if TYPE_CHECKING:
@@ -86,6 +88,12 @@ def sides(spec: Spec, verb: str) -> Sides:
 def command(spec: Spec, rest: str) -> str:
     """How to call a verb on this file, for a message: `slackwater -c shop.yaml <rest>`."""
     return f"{spec.command} {rest}"
+
+
+def on_file(remedy: str) -> str:
+    """The remedy with its command lines on the file that this one was called on, where there is one."""
+    path = _invocation.config or os.environ.get("SLACKWATER_CONFIG")
+    return named(remedy, f"slackwater -c {shlex.quote(str(path))}") if path else remedy
 
 
 def prepared_side(spec: Spec, side: Side, verb: str) -> Connection:

@@ -270,7 +270,7 @@ def _mismatch(tally: Tally, n: int, *, values: bool) -> dict[str, Any]:
 
 def _error(error: SlackwaterError) -> dict[str, Any]:
     reasons = error.reasons if isinstance(error, Refused) else ()
-    return {"cause": error.cause, "remedy": error.hint, "reasons": list(reasons)}
+    return {"cause": error.cause, "remedy": context.on_file(error.hint), "reasons": list(reasons)}
 
 
 def _screen(found: Verification, tallies: Mapping[str, Tally], follows: str | None, *, values: bool) -> str:
@@ -282,7 +282,10 @@ def _screen(found: Verification, tallies: Mapping[str, Tally], follows: str | No
     lines = [text.columns(rows)]
     for name, tally in tallies.items():
         if tally.problem is not None:
-            lines += [f"{name} could not be compared: {tally.problem.cause}", f"  remedy: {tally.problem.hint}"]
+            lines += [
+                f"{name} could not be compared: {tally.problem.cause}",
+                f"  remedy: {context.on_file(tally.problem.hint)}",
+            ]
         for n in range(min(SHOWN, len(tally.found))):
             lines += _lines(name, _mismatch(tally, n, values=values))
         if len(tally.found) > SHOWN:

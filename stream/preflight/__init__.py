@@ -24,7 +24,7 @@ __all__ = ["Finding", "Findings", "Severity", "check", "counted", "examine", "li
 
 def check(spec: Spec) -> Findings:
     """The whole examination over sessions of its own; a side that cannot be reached is one of the findings."""
-    found = Findings()
+    found = Findings(spec.command)
     old = server.reach(str(spec.old.dsn), Side.OLD, found)
     new = server.reach(str(spec.new.dsn), Side.NEW, found)
     try:
@@ -58,7 +58,7 @@ def examine(
 
     `set_identity`: take replica identities as `prepare --set-replica-identity` will have made them.
     """
-    found = Findings()
+    found = Findings(spec.command)
     server.examine(old, Side.OLD, found)
     server.examine(new, Side.NEW, found)
     _apart(spec, old, new, found)
@@ -146,7 +146,7 @@ def planned(spec: Spec, old: Connection, new: Connection) -> Plan:
     Errors: Refused when the file does not resolve; the server's, for a text that it does not take.
     """
     sources = catalog.tables(old, spec.old.schema_)
-    with ddl.tried(new, spec, Findings()):
+    with ddl.tried(new, spec, Findings(spec.command)):
         targets = catalog.tables(new, spec.new.schema_)
         resolution = resolve(spec, Direction.FORWARD, sources, targets)
         outputs = {} if resolution.problems else bindings.outputs(spec, old, new, sources, targets, resolution)

@@ -38,7 +38,7 @@ def examine(spec: Spec, old: Connection, new: Connection, prepared: Prepared, *,
 
     `set_identity`: take replica identities as `arm --set-replica-identity` will have made them.
     """
-    found = Findings()
+    found = Findings(spec.command)
     server.examine(new, Side.NEW, found)
     server.examine(old, Side.OLD, found)
     slot = slots.slot(new, slot_name(spec.migration, REVERSE))

@@ -24,7 +24,7 @@ def foreign(spec: Spec, old: Connection, new: Connection) -> list[Problem]:
             problems.append(
                 Problem(
                     cause=f"replication slot {name} is a migration's of the same name in database {slot.database}",
-                    remedy="give this migration another name; or `slackwater cancel` that one, with its own file",
+                    remedy="give this migration another name; or `cancel` that one, with its own file",
                     where=str(direction.source),
                 )
             )

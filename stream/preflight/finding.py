@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
+from stream.remedy import on_file
+
 
 class Severity(StrEnum):
     """A problem stops the migration; a warning may hurt later; a note is good to know."""
@@ -35,16 +37,24 @@ class Finding:
 
 
 class Findings(list[Finding]):
-    """Findings in the order they were made, with short ways to add one."""
+    """Findings in the order they were made, with short ways to add one; what to run is on the file of `command`."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__()
+        self._command = command
 
     def problem(self, name: str, cause: str, remedy: str, where: str = "") -> None:
-        self.append(Finding(name=name, severity=Severity.PROBLEM, cause=cause, remedy=remedy, where=where))
+        self._add(name, Severity.PROBLEM, cause, remedy, where)
 
     def warning(self, name: str, cause: str, remedy: str = "", where: str = "") -> None:
-        self.append(Finding(name=name, severity=Severity.WARNING, cause=cause, remedy=remedy, where=where))
+        self._add(name, Severity.WARNING, cause, remedy, where)
 
     def note(self, name: str, cause: str, remedy: str = "", where: str = "") -> None:
-        self.append(Finding(name=name, severity=Severity.NOTE, cause=cause, remedy=remedy, where=where))
+        self._add(name, Severity.NOTE, cause, remedy, where)
+
+    def _add(self, name: str, severity: Severity, cause: str, remedy: str, where: str) -> None:
+        told = on_file(remedy, self._command)
+        self.append(Finding(name=name, severity=severity, cause=cause, remedy=told, where=where))
 
     @property
     def problems(self) -> tuple[Finding, ...]:

@@ -125,7 +125,7 @@ def target(
             found.problem(
                 "fenced",
                 f"it carries the fence of migration {present.migration}",
-                f"end {present.migration} first, with `slackwater finalize` or `slackwater cancel`",
+                f"end {present.migration} first, by `finalize` or `cancel` with its own file",
                 f"{side}.{relation[1]}",
             )
     unreadable = survey.unprivileged(conn, tables.values(), ("SELECT",))

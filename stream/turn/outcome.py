@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from schemas.errors import Aborted, Ambiguous, Refused, SlackwaterError
+from stream.remedy import on_file
 
 EXITS = {"done": 0, "already": 0, "failed": 1, "refused": 3, "aborted": 4, "ambiguous": 5}
 
@@ -80,9 +81,8 @@ def follows(result: str, remedy: str, *, command: str, again: str) -> str:
 
 def runnable(remedy: str, command: str = "slackwater") -> str | None:
     """A remedy that is a command line and nothing else, on the file of `command`."""
-    if re.fullmatch(r"slackwater( [^\s,;]+(,[^\s,;]+)*)+", remedy) is None:
-        return None
-    return remedy if remedy.startswith("slackwater -c ") else command + remedy.removeprefix("slackwater")
+    line = on_file(remedy, command)
+    return line if re.fullmatch(r"( [^\s,;]+(,[^\s,;]+)*)+", line.removeprefix(command)) else None
 
 
 def result_of(error: SlackwaterError) -> str:

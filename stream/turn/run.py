@@ -22,6 +22,7 @@ from schemas.spec import Spec
 from stream import prepared, state
 from stream.journal import Actor
 from stream.phases import Phase
+from stream.remedy import on_file
 from stream.turn import closing, drain, history, hold, hooks, opening, past
 from stream.turn.outcome import Outcome, follows, result_of
 from stream.turn.standing import How, writes
@@ -274,7 +275,7 @@ def _explain(t: Turning, outcome: Outcome, error: SlackwaterError) -> None:
         result = "refused"  # a server is down, and nothing was begun
     outcome.result = result
     outcome.reasons = list(getattr(error, "reasons", ())) or [error.cause]
-    outcome.error = {"cause": error.cause, "remedy": error.hint}
+    outcome.error = {"cause": error.cause, "remedy": on_file(error.hint, t.command)}
 
 
 def _let_go(t: Turning) -> None:

@@ -166,6 +166,16 @@ def test_what_to_run_next_runs_from_where_it_is_read(file: str, folder: str, giv
     assert json.loads(done.stdout)["next"] == f"slackwater -c {given} status"
 
 
+@pytest.mark.parametrize("json_", [[], ["--json"]])
+def test_a_remedy_can_be_run_as_it_stands(file: str, json_: list[str]) -> None:
+    done = slackwater("-c", file, "quarantine", "waive", *json_)
+    assert done.returncode == exits.USAGE
+    assert f"remedy: slackwater -c {file} quarantine list\n" in done.stderr
+    if json_:
+        assert json.loads(done.stdout)["error"]["remedy"] == f"slackwater -c {file} quarantine list"
+    assert "remedy: slackwater quarantine list\n" in slackwater("quarantine", "waive").stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("verb", [["cancel"], ["finalize"], ["foreign-writes", "list"], ["quarantine", "list"]])
 def test_a_verb_that_is_told_to_stop_is_exit_4_with_its_document(

@@ -126,7 +126,7 @@ def refused(program: Program, shop: Shop) -> None:
     shop.on_new("alter table app.log replica identity default")
     said_so = program("arm", "--timeout", "30", code=3)
     assert "updates and deletes of log do not send all of the row" in said_so
-    assert "slackwater arm --set-replica-identity" in said_so
+    assert f"slackwater -c {program.file} arm --set-replica-identity" in said_so
 
 
 def waits_for_open_transactions(program: Program, shop: Shop) -> None:

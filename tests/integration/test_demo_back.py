@@ -27,7 +27,7 @@ def test_the_demo_s_shop_comes_back(databases: Databases) -> None:
         new.execute("set search_path = app")
         new.execute((SHOP / "new.sql").read_bytes())
         new.execute("set search_path = ''")
-        found = Findings()
+        found = Findings(spec.command)
         sources, targets = catalog.tables(old, "public"), catalog.tables(new, "app")
         way_back.examine(spec, old, new, sources, targets, found)
         verdict = roundtrip.roundtrip(spec, old, new, lambda _: None)

@@ -94,7 +94,7 @@ def test_another_file_than_the_prepared_one_is_refused(program: Program) -> None
     for arguments in (["run", "apply"], ["run"]):
         said = program(*arguments, code=2)
         assert "is not the file that migration" in said
-        assert "remedy: `slackwater prepare` prints the difference" in said
+        assert f"remedy: `slackwater -c {program.file} prepare` prints the difference" in said
 
 
 def test_a_halted_and_a_paused_role_go_on_when_told(program: Program, shop: Shop) -> None:

@@ -56,6 +56,7 @@ class Setting:
             heartbeat=self.heartbeat,
             metrics=self.metrics,
             resumed=resumed or (lambda: self.resume.is_set),
+            command="slackwater",
         )
         self.thread = threading.Thread(target=lambda: self.outcome.append(self.worker.run(self.stop)))
         self.thread.start()
