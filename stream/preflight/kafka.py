@@ -26,7 +26,7 @@ def topic_names(spec: Spec, tables: Iterable[str]) -> tuple[list[str], str, str 
 def examine(spec: Spec, topics: FlowTopics, tables: Iterable[str], found: Findings) -> None:
     """The cluster, and those of the topics that are there already."""
     try:
-        _brokers(spec, topics.brokers(), found)
+        judge(spec, topics.brokers(), found)
         names = topic_names(spec, tables)
         for problem in topics.check(*names):
             found.problem("topic", problem.cause, problem.remedy, problem.where)
@@ -44,7 +44,8 @@ def examine(spec: Spec, topics: FlowTopics, tables: Iterable[str], found: Findin
         found.problem("kafka", error.cause, error.hint, "kafka")
 
 
-def _brokers(spec: Spec, facts: BrokerFacts, found: Findings) -> None:
+def judge(spec: Spec, facts: BrokerFacts, found: Findings) -> None:
+    """What is wrong with the cluster itself. Pure."""
     wanted = spec.kafka.replication_factor
     effective = wanted if wanted is not None else facts.default_replication_factor
     if wanted is not None and wanted > facts.brokers:
@@ -55,12 +56,12 @@ def _brokers(spec: Spec, facts: BrokerFacts, found: Findings) -> None:
             "kafka",
         )
     elif facts.brokers >= 3 and effective is not None and effective < 3:
-        cause = f"topics would have {effective} replicas on {facts.brokers} brokers: one broker lost could lose rows"
-        remedy = "set kafka.replication_factor: 3"
-        if wanted is None:
-            found.problem("replication_factor", cause, remedy, "kafka")
-        else:  # it was written down on purpose
-            found.warning("replication_factor", cause, remedy, "kafka")
+        found.problem(
+            "replication_factor",
+            f"topics would have {effective} replicas on {facts.brokers} brokers: one broker lost could lose rows",
+            "set kafka.replication_factor: 3",
+            "kafka",
+        )
     if facts.brokers >= 3 and facts.min_insync_replicas is not None and facts.min_insync_replicas < 2:
         found.warning(
             "min_insync_replicas",
