@@ -41,6 +41,7 @@ class Epoch:
     `extents` is keyed by topic, then partition. `memberships` are the catalog's ids of the tables' places in the
     publication when it was published: a table that was dropped and added again has another. `echo`: its rows are the
     opposite direction's work, for mirrors alone. `closed`: the source is closed to the application from its end on.
+    `turn` is the one with which the source had opened last when its rows were written; None where nothing tells.
     Times are seconds since 1970, UTC.
     """
 
@@ -61,6 +62,7 @@ class Epoch:
     memberships: dict[str, int] = field(default_factory=dict)
     echo: bool = False
     closed: bool = False
+    turn: int | None = None
 
     def to_json(self) -> bytes:
         return json.dumps(
@@ -93,6 +95,7 @@ class Epoch:
                 "memberships": self.memberships,
                 "echo": self.echo,
                 "closed": self.closed,
+                "turn": self.turn,
             },
             separators=(",", ":"),
         ).encode()
@@ -127,4 +130,5 @@ class Epoch:
             memberships=doc.get("memberships", {}),
             echo=doc.get("echo", False),
             closed=doc.get("closed", False),
+            turn=doc.get("turn"),
         )

@@ -284,7 +284,7 @@ class Feed:
                     held = self._reader.next(0.002)
                     if held is None:
                         continue
-                    if not held.epoch.complete or held.epoch.echo != work.echo:
+                    if not held.epoch.complete or not work.takes(held.epoch):
                         break
                     self._add(work, held)
                     held = None

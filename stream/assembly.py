@@ -336,8 +336,13 @@ class Assembly:
     def _turned(self, content: str) -> None:
         """Our side was closed to the application, or opened to it."""
         said = TurnMessage.from_json(content)
-        if said is not None and said.side is self._side:
-            self._closed = said.closed
+        if said is None or said.side is not self._side:
+            return
+        if not said.closed:
+            if self._drafts.whole:
+                self._split()  # what was written in an earlier turn is an epoch of its own
+            self._drafts.turn = said.turn
+        self._closed = said.closed
 
     def _addressed(self, content: bytes) -> bool:
         """To this migration, and to this direction where it names one."""

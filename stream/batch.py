@@ -55,6 +55,15 @@ class Work:
         return self.epochs[0].echo
 
     @property
+    def turn(self) -> int | None:
+        """The source's turn that its rows are of."""
+        return self.epochs[0].turn
+
+    def takes(self, epoch: Epoch) -> bool:
+        """Whether the epoch is of its kind, and can go with it."""
+        return (epoch.echo, epoch.turn) == (self.echo, self.turn)
+
+    @property
     def complete(self) -> bool:
         return self.epochs[-1].complete
 
@@ -104,7 +113,8 @@ class Folding:
 class Batch:
     """Writes runs of epochs. `more` waits for the stream's next epoch; it returns None only when told to stop.
 
-    `overtaken` keeps rows that are too late: the target is open to the application. They reach the mirrors alone.
+    `overtaken` keeps rows that are too late: the target is open to the application, or was since they were written.
+    They reach the mirrors alone.
     """
 
     def __init__(
@@ -138,7 +148,13 @@ class Batch:
         done: list[Epoch] = []
         self.counted.clear()
         echo = work.echo
-        e.begin(holder=self._holder, lock="exclusive", writing=bool(work.changes), mirrors_only=True if echo else None)
+        e.begin(
+            holder=self._holder,
+            lock="exclusive",
+            writing=bool(work.changes),
+            mirrors_only=True if echo else None,
+            of_turn=work.turn,
+        )
         self._late = e.mirrors_only and not echo
         try:
             with translated("applying"):
@@ -243,7 +259,7 @@ class Batch:
                     f"told to stop after epoch {work.epochs[-1].epoch}, which needs those that follow it",
                     hint="start apply again: nothing of that transaction was applied, and nothing is lost",
                 )
-            if further.echo != work.echo:
+            if not work.takes(further.epochs[0]):
                 raise Unavailable(
                     f"epoch {work.epochs[-1].epoch} cannot be applied together with the next, which is of another kind",
                     hint="it is tried again by itself; if it stays so, see the unique constraint named before it",

@@ -53,6 +53,7 @@ class Drafts:
         self._emit = emit
         self.newest = resume  # the epoch before the one that is being put together
         self.echo = False  # what is gathered is the opposite direction's work
+        self.turn = resume.turn  # with which the source had opened last when it was written
         self.trail: list[Rows] = []
         self.letters = bytearray()
         self._open_messages = 0
@@ -158,6 +159,7 @@ class Drafts:
             complete=complete,
             echo=self.echo and bool(routes),
             closed=closed,
+            turn=self.turn,
         )
         draft = Draft(
             epoch=epoch,

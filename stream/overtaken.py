@@ -1,4 +1,5 @@
-"""Rows that a side committed before a failover opened the other one without them: they reach a target that is open.
+"""Rows that a side committed before a failover opened the other one without them: they reach a target that is open, or
+was in between.
 
 Invariant: the application's rows are left as they are, and none of these is passed by: before the checkpoint moves past
 them they are foreign writes of their own side, by table and key, which block the next turn until somebody decides.
@@ -39,7 +40,7 @@ def record(source_dsn: str, engine: Engine, keys: Mapping[str, tuple[str, ...]],
         own = control.turn(conn, migration, side)
         if own is None or opened is None:
             raise Halt(f"{side} or {target} holds no turn row for {migration}", hint="`slackwater status`")
-        if own.open_turn > opened.open_turn:
+        if opened.open_turn < (own.open_turn if work.turn is None else work.turn):
             raise Unavailable(
                 f"rows of {side} wait until {target} is closed, which takes writes although {side} was opened after it",
                 hint=f"`slackwater failover --to {side}` closes {target}, and they are applied; `--to {target}` closes"

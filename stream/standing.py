@@ -103,6 +103,7 @@ def first_epoch(work: Work, flow: Flow, *, closed: bool) -> None:
         timeline=flow.timeline,
         slot=flow.slot,
         closed=closed,
+        turn=None if closed else 0,  # one that is closed says with which turn it opens
     )
     work.topics.publish_first(flow.epochs_topic, epoch)
     work.done("epoch 0")

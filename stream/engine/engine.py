@@ -94,11 +94,13 @@ class Engine:
         lock: Lock,
         writing: bool = True,
         mirrors_only: bool | None = False,
+        of_turn: int | None = None,
         as_application: bool = False,
     ) -> None:
         """Open a transaction that may write rows: echo mark, pass, advisory lock, turn row, states of the loads.
 
-        `mirrors_only`: rows reach the mirrors and nothing else, which may be while the target is open; None: only then.
+        `mirrors_only`: rows reach the mirrors and nothing else, which may be while the target is open; None: only then,
+        or where it has been opened since `of_turn`, with which the source had opened last when they were written.
         `as_application`: without the mark, into a target that is open: the rows are the open side's own from then on.
         Errors: Halt when the target is open to the application, and its own rows are to be written by this direction.
         """
@@ -121,9 +123,9 @@ class Engine:
                     f"select {take}(hashtextextended(%s, 0))", (f"slackwater.{migration}.{direction}",), prepare=True
                 )
                 turn = self.conn.execute(
-                    "select fence_turn is null or open_turn >= fence_turn from slackwater.turn "
+                    "select fence_turn is null or open_turn >= fence_turn, open_turn > %s::bigint from slackwater.turn "
                     "where migration = %s and side = %s for share",
-                    (migration, self._side),
+                    (of_turn, migration, self._side),
                     prepare=True,
                 )
                 misled = self.conn.execute(MISLED, (self._relations,), prepare=True)
@@ -134,7 +136,7 @@ class Engine:
             self.states = self.target.loads()
             self.owners.begin()
         self.written = 0
-        self.mirrors_only = mirrors_only or (mirrors_only is None and row is not None and bool(row[0]))
+        self.mirrors_only = mirrors_only or (mirrors_only is None and row is not None and any(row))
         refused = writing and not self.mirrors_only and row is not None and bool(row[0]) is not as_application
         if row is None or refused:
             self.rollback()

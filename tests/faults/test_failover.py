@@ -158,6 +158,36 @@ def test_new_had_not_sent_everything_and_is_back(tide: Tide, closed: bool) -> No
 
 
 @pytest.mark.soak
+def test_what_comes_once_two_failovers_have_passed_it_by(tide: Tide) -> None:
+    """What new had not sent when old took over comes when new leads again: what was written over it since stands."""
+    notes = {"old": "select id, note from shop.account where id in (3, 4) order by 1"}
+    notes["new"] = notes["old"].replace("shop", "app")
+    assert tide.cutover()["result"] == "done"
+    capture = tide.role("reverse", "capture")
+    tide.drained("new")
+    os.kill(capture, signal.SIGSTOP)
+    try:
+        tide.on("new", "update app.account set note = 'unsent' where id = 3")
+        assert cut_off(tide).turn("failover", "--to", "old", *WORDS)["writes"] == "old"
+        tide.on("old", "update shop.account set note = 'since' where id = 3")
+        _closed_again(tide)
+        tide.drained("old")
+        assert tide.on("new", notes["new"]) == [(3, "since"), (4, "n")]
+        assert tide.turn("failover", "--to", "new", *WORDS)["writes"] == "new"
+        tide.on("new", "update app.account set note = 'later' where id = 4")
+    finally:
+        os.kill(capture, signal.SIGCONT)
+    tide.drained("new")
+    for side, query in notes.items():
+        assert tide.on(side, query) == [(3, "since"), (4, "later")], side
+    (row,) = tide.program.document("foreign-writes", "list")["rows"]
+    assert (row["side"], row["table"], row["key"], row["op"]) == ("new", "account", {"id": "3"}, "u")
+    tide.program("foreign-writes", "accept", "--reason", "new has what counts", "--yes")
+    assert tide.turn_until_done("rollback")["writes"] == "old"
+    assert tide.on("old", notes["old"]) == [(3, "since"), (4, "later")]
+
+
+@pytest.mark.soak
 def test_both_sides_took_writes_and_either_is_chosen(tide: Tide) -> None:
     """Through a partition both are open: what `cutover` says to run closes the side that opened last."""
     assert tide.cutover()["result"] == "done"

@@ -115,6 +115,9 @@ def what_waits_for_a_side_is_settled_when_it_opens(tide: Tide) -> None:
         " values (%s, 'reverse', 'account', 'account', '{\"id\": \"12\"}', 'a test')",
         tide.migration,
     )
+    # A verification that has halted says nothing of the stream.
+    halted = "insert into slackwater.role values (%s, 'reverse', 'verify', 1, 'here', 'halted')"
+    tide.on("old", halted, tide.migration)
     assert tide.program.status()["safe_to_rollback"] is False
     assert "reread: 1 rows wait to be read again" in tide.program("rollback", "--yes", code=3)
     over = ("--waive", "reread", "--reason", "a test")
