@@ -74,6 +74,7 @@ class Target:
                 *self._id,
                 previous,
             ),
+            prepare=True,
         )
         if moved.rowcount != 1:
             raise Superseded(
@@ -102,6 +103,7 @@ class Target:
                     ]
                 ),
             ),
+            prepare=True,
         )
         for epoch in applied:
             for message in epoch.messages:
@@ -128,6 +130,7 @@ class Target:
             "select name, state, newest_lsn::text, snapshot, barrier_lsn::text from slackwater.load "
             "where migration = %s and direction = %s",
             self._id,
+            prepare=True,
         ).fetchall()
         return {
             r[0]: LoadState(
@@ -211,6 +214,7 @@ class Target:
         for load, key in self.conn.execute(
             "select load, key from slackwater.quarantine where migration = %s and direction = %s and source <> ''",
             self._id,
+            prepare=True,
         ).fetchall():
             found.setdefault(load, set()).add(canonical(key))
         return found

@@ -214,9 +214,17 @@ def latency(rig: Rig, size: Size) -> dict[str, float]:
 
 
 def twenty(rig: Rig, size: Size, turn: int) -> dict[str, float]:
-    """The same rows into one table, and spread over twenty, in transactions of twenty rows; small epochs."""
+    """The same rows into one table, and spread over twenty, in transactions of twenty rows; small epochs.
+
+    Each table was written to before: what its first row costs (a schema, statements) is no cost of an epoch.
+    """
     figures = {}
-    for name, first_table, tables in (("one table", 0, 1), ("twenty tables", 1, 20)):
+    spreads = (("one table", 0, 1), ("twenty tables", 1, 20))
+    for _, first_table, tables in spreads:
+        rig.old.execute("call spread(20, %s, %s, %s)", (turn * 10_000_000 + 5_000_000, first_table, tables))
+    touched = rig.commit_mark()
+    rig.until(lambda: rig.applied(touched), "the first rows of each table")
+    for name, first_table, tables in spreads:
         rig.freeze(*ROLES)
         rig.old.execute("set synchronous_commit = off")
         rig.old.execute("call spread(%s, %s, %s, %s)", (size.spread, turn * 10_000_000, first_table, tables))
