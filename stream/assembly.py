@@ -40,6 +40,7 @@ from schemas.errors import Halt, SchemaChanged, SlotLost
 from schemas.partition import partition_for
 from schemas.plan import Plan
 from schemas.position import ZERO, Lsn, Position, format_lsn
+from schemas.spec import EpochPart
 from schemas.turns import TurnMessage
 from stream.drafts import BYTES, OPS, Draft, Drafts
 from stream.relations import Relations, Route
@@ -54,8 +55,8 @@ class Assembly:
     """Takes frames in order and hands drafts to `emit`, which may block. Belongs to one thread.
 
     `confirmed` is where the slot begins to send. `free()` says whether a draft would be taken at once: while it would
-    not, an epoch older than `max_ms` grows on, up to `max_rows` and BYTES. `partitions(topic)` is asked once per table
-    and epoch.
+    not, an epoch older than `max_ms` grows on, up to `max_rows` and BYTES; `limits` are asked for each time.
+    `partitions(topic)` is asked once per table and epoch.
     """
 
     def __init__(
@@ -65,8 +66,7 @@ class Assembly:
         *,
         resume: Epoch,
         confirmed: Lsn,
-        max_rows: int,
-        max_ms: int,
+        limits: Callable[[], EpochPart],
         partitions: Callable[[str], int],
         free: Callable[[], bool],
         emit: Callable[[Draft], None],
@@ -80,8 +80,7 @@ class Assembly:
         self._echo = f"{plan.migration}.{plan.direction.opposite}".encode()
         self._streamed = frozenset(table.oid for table in plan.sources.values())
         self._mirrors = frozenset(plan.mirrors)
-        self._max_rows = max_rows
-        self._max_s = max_ms / 1000
+        self._limits = limits
         self._free = free
         self._drafts = Drafts(relations, resume=resume, partitions=partitions, emit=emit)
         self.strays = strays
@@ -137,7 +136,7 @@ class Assembly:
         """Errors: Halt (a relation that was not announced, a message that is not understood), what `emit` raises."""
         routes, drafts = self._routes, self._drafts
         trail, letters = drafts.trail, drafts.letters
-        max_rows = self._max_rows
+        max_rows = self._limits().max_rows
         for frame in frames:
             letter = frame[BODY]
             if letter in (INSERT, UPDATE, DELETE):
@@ -247,8 +246,10 @@ class Assembly:
         if self._run is not None and self._run.commit_lsn == self._commit_lsn:
             self._run = None
             self._close()
-        elif drafts.waiting and (drafts.rows >= self._max_rows or (drafts.age_s >= self._max_s and self._free())):
-            self._close()
+        elif drafts.waiting:
+            limits = self._limits()
+            if drafts.rows >= limits.max_rows or (drafts.age_s * 1000 >= limits.max_ms and self._free()):
+                self._close()
 
     def _other_history(self) -> SlotLost:
         assert self._awaited is not None

@@ -23,6 +23,7 @@ from schemas.epoch import Epoch
 from schemas.errors import SchemaChanged, SlackwaterError, SlotLost, StreamGap
 from schemas.plan import Plan
 from schemas.position import Lsn, format_lsn
+from schemas.spec import EpochPart
 from stream import naming
 from stream.assembly import Assembly
 from stream.drafts import Draft
@@ -56,15 +57,14 @@ class Task:
     """What one direction's capture is given.
 
     `last_epoch` reads the newest committed record of the epochs topic; `partitions` counts the partitions of topics and
-    leaves out those that do not exist. The writer is this run's own.
+    leaves out those that do not exist. The writer is this run's own. `limits` are asked for while it runs.
     """
 
     dsn: str
     plan: Plan
     slot: str
     publication: str
-    max_rows: int
-    max_ms: int
+    limits: Callable[[], EpochPart]
     writer: Writer
     last_epoch: Callable[[], Epoch | None]
     partitions: Callable[[Sequence[str]], dict[str, int]]
@@ -216,8 +216,7 @@ class Reader:
             self._relations,
             resume=resume,
             confirmed=confirmed,
-            max_rows=task.max_rows,
-            max_ms=task.max_ms,
+            limits=task.limits,
             partitions=lambda topic: publisher.partitions[topic],
             free=lambda: publisher.free,
             emit=self._emit,
@@ -252,7 +251,7 @@ class Reader:
         """How long a read may wait. The publisher ends it when it has nothing more to do."""
         if not (self._assembly.closable and self._publisher.free):
             return TICK_S
-        return min(TICK_S, max(0.001, self._task.max_ms / 1000 - self._assembly.age_s))
+        return min(TICK_S, max(0.001, self._task.limits().max_ms / 1000 - self._assembly.age_s))
 
     def _note(self) -> None:
         """The server's word on how far it is. Every frame that came before it has been taken."""
@@ -267,7 +266,7 @@ class Reader:
         if not self._publisher.free:
             return
         if assembly.closable:
-            if stream.at_rest or assembly.age_s * 1000 >= self._task.max_ms:
+            if stream.at_rest or assembly.age_s * 1000 >= self._task.limits().max_ms:
                 assembly.close()
         elif assembly.bare and assembly.reached > assembly.newest.end_lsn:
             quiet_s = time.monotonic() - self._emitted_at

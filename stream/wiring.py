@@ -149,8 +149,7 @@ class Process:
                 plan=plan,
                 slot=flow.slot,
                 publication=flow.publication,
-                max_rows=self.spec.epoch.max_rows,
-                max_ms=self.spec.epoch.max_ms,
+                limits=lambda: self.spec.epoch,
                 writer=EpochWriter(
                     kafka.bootstrap,
                     kafka.options,

@@ -134,9 +134,16 @@ def test_a_halted_and_a_paused_role_go_on_when_told(program: Program, shop: Shop
     program.until(lambda: len(customers(shop)) == 3)
     program.until(lambda: program.forward()["lag_seconds"] == 0)
 
-    program.file.write_text(program.file.read_text() + "\nquarantine: {limit: 0}\n")
+    program.file.write_text(program.file.read_text() + "\nquarantine: {limit: 0}\nepoch: {max_rows: 2}\n")
     run.send_signal(signal.SIGHUP)
     program.until(lambda: program.log.count("took over rates, limits and windows") == 3)
+    shop.on_old("insert into shop.customers select i, 'Ann' from generate_series(20, 24) i")
+    program.until(lambda: len(customers(shop)) == 8)
+    assert shop.on_new("select rows from slackwater.epoch where rows > 0 order by epoch desc limit 3") == [
+        (1,),
+        (2,),
+        (2,),
+    ]
     shop.on_new("alter table app.customer add check (id <> 13)")
     shop.on_old("insert into shop.customers values (13, 'Una')")
     program.until(lambda: program.forward()["state"] == "halted")
