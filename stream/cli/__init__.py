@@ -8,7 +8,6 @@ import importlib.util
 import inspect
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-from schemas.errors import Aborted, Refused, SlackwaterError
-from stream.cli import exits
-from stream.cli.context import document, invocation, on_file
+from stream.cli import exits, way_out
+from stream.cli.context import invocation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,9 +233,6 @@ VERBS = (
     ),
 )
 
-# The root of what the command line's own library calls a wrong command line; its public name differs by version.
-USAGE_ERROR: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-
 ConfigOption = Annotated[
     Path | None, typer.Option("-c", "--config", help="The migration file; or set SLACKWATER_CONFIG.", metavar="FILE")
 ]
@@ -326,7 +321,7 @@ def _with_common(function: Callable[..., Any], verb: Verb) -> Callable[..., Any]
         try:
             return function(**values)
         except KeyboardInterrupt:  # not left to typer, which would exit with a status of its own
-            raise _interrupted() from None
+            raise way_out.interrupted() from None
 
     extra = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=COMMON[flag][1], default=COMMON[flag][2])
@@ -352,41 +347,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(argv: list[str]) -> int:
-    try:
+    def work() -> object:
         command = typer.main.get_command(application(argv))
-        answer = command.main(args=argv or ["--help"], prog_name="slackwater", standalone_mode=False)
-    except SlackwaterError as error:
-        _explain(error, argv)
-        return error.exit_code
-    except USAGE_ERROR as error:
-        message = str(getattr(error, "message", error))
-        if message.startswith("Usage:"):  # a group without its verb: this is its help
-            typer.echo(message, err=True)
-        else:
-            _explain(SlackwaterError(_said(error), hint=f"{_prefix(argv)} --help"), argv)
-        return exits.USAGE
-    except (KeyboardInterrupt, typer.Abort):
-        _explain(_interrupted(), argv)
-        return exits.ABORTED
-    except BrokenPipeError:
-        return exits.FAILED
-    except Exception as error:  # noqa: BLE001 the last resort: nobody is shown a traceback who did not ask for it
-        if invocation().debug or "--debug" in argv:
-            traceback.print_exc()
-        cause = f"{type(error).__name__}: {error}"
-        hint = "this is a defect of slackwater; --debug shows where it happened"
-        _explain(SlackwaterError(cause, hint=hint), argv)
-        return exits.FAILED
-    return answer if isinstance(answer, int) else exits.DONE
+        return command.main(args=argv or ["--help"], prog_name="slackwater", standalone_mode=False)
 
-
-def _interrupted() -> Aborted:
-    return Aborted("interrupted", hint="nothing is lost by it: run it again, and it goes on from where it stands")
-
-
-def _said(error: Exception) -> str:
-    format_message: Callable[[], str] = getattr(error, "format_message", error.__str__)
-    return format_message()
+    return way_out.status(work, argv, _verb(argv))
 
 
 def _verb(argv: list[str]) -> Verb | None:
@@ -398,32 +363,3 @@ def _verb(argv: list[str]) -> Verb | None:
         elif not word.startswith("-"):
             return next((v for v in VERBS if v.name == word), None)
     return None
-
-
-def _prefix(argv: list[str]) -> str:
-    verb = _verb(argv)
-    return f"slackwater {verb.name}" if verb else "slackwater"
-
-
-def _explain(error: SlackwaterError, argv: list[str]) -> None:
-    from stream.logs import Redaction
-
-    redact = Redaction()
-    reasons = error.reasons if isinstance(error, Refused | Aborted) else ()
-    lines = [f"slackwater: {error.cause}", *(f"  - {reason}" for reason in reasons)]
-    remedy = on_file(error.hint)
-    if remedy:
-        lines.append(f"  remedy: {remedy}")
-    typer.echo(redact("\n".join(lines)), err=True)
-    if invocation().debug:
-        traceback.print_exception(error)
-    verb = _verb(argv)
-    if not (invocation().json or "--json" in argv):
-        return
-    if verb is not None and verb.turns:
-        from stream.cli.answer import failed
-
-        typer.echo(document(failed(error)))
-    else:
-        told = {"cause": redact(error.cause), "remedy": redact(remedy), "reasons": [redact(r) for r in reasons]}
-        typer.echo(document({"error": told}))
