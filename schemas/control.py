@@ -72,6 +72,13 @@ create table if not exists slackwater.spare (  -- on old: what new knows, for wh
   migration text primary key, prepared jsonb not null, kept_at timestamptz not null default clock_timestamp()
 );
 
+create table if not exists slackwater.stride (  -- of the other side's sequences, for when it is gone
+  migration text not null, side text not null,   -- the other one
+  strides jsonb not null,              -- {"table.column": how far apart its values may lie}
+  kept_at timestamptz not null default clock_timestamp(),
+  primary key (migration, side)
+);
+
 create table if not exists slackwater.route (
   migration text primary key, writes text not null, turn bigint not null, changed_at timestamptz not null
 );

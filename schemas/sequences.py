@@ -46,16 +46,18 @@ def place(
     here: Iterable[int] = (),
     limit: tuple[int, int],
     margins: int = 1,
+    stride: int = 0,
 ) -> Place:
     """Where `own` has to stand.
 
     `feeding` are the other side's sequences of the columns that it feeds, `values` the extremes of those columns there,
     `here` on its own side; `limit` is what the columns can hold. `margins` is how many are kept: two where the other
-    side cannot be asked, for it began one ahead of all that was known here.
+    side cannot be asked, for it began one ahead of all that was known here; `stride` is how far apart the values lie
+    that its sequences give.
     """
     others = [s for s in feeding if s.up is own.up and s.last is not None]
     low, high = max(own.minimum, limit[0]), min(own.maximum, limit[1])
-    margin = margins * MARGIN_STEPS * max([abs(own.increment), *(abs(s.increment) for s in others)])
+    margin = margins * MARGIN_STEPS * max([abs(own.increment), stride, *(abs(s.increment) for s in others)])
     drawn = [s.last for s in others if s.last is not None]
     if margins > 1 and not drawn:
         drawn = [own.start]  # nothing has come, and anything may have been given

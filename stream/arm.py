@@ -29,7 +29,7 @@ from stream.journal import Actor, append
 from stream.phases import Phase
 from stream.preflight import back, bindings, counted
 from stream.preflight.finding import Severity
-from stream.prepared import Flow, Prepared, plan_for, plan_of
+from stream.prepared import Flow, Prepared, keep_strides, plan_for, plan_of
 from stream.proof import Proof
 from stream.state import advance, phase
 
@@ -78,6 +78,7 @@ def arm(
         if now in (Phase.SWITCHING, Phase.SWITCHED):
             return Outcome(result="already", steps=(), warnings=())
         warnings = _build(work, prepared)
+        keep_strides(prepared, work.old, work.new)
         built_s = time.monotonic() - began
         proof = Proof(spec, work.old, work.new, say=say, stop=stop)
         proof.wait(timeout_s)

@@ -47,6 +47,7 @@ _CONTROL: Mapping[str, Mapping[str, str]] = {
     },
     "pass": {APPLY: "select, insert, update, delete", BACKFILL: "select, insert, update, delete"},
     "spare": {APPLY: "select"},
+    "stride": {},
     "route": {CAPTURE: "select", APPLY: "select", BACKFILL: "select"},
     "checkpoint": {CAPTURE: "select", APPLY: "select, update", BACKFILL: "select"},
     "epoch": {CAPTURE: "select", APPLY: "select, insert, delete", BACKFILL: "select"},

@@ -11,9 +11,9 @@ from collections.abc import Mapping as Map
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from connectors.postgres import control
+from connectors.postgres import control, sequences
 from connectors.postgres.session import Connection
-from schemas.direction import Direction
+from schemas.direction import Direction, Side
 from schemas.errors import Halt, Refused
 from schemas.plan import Plan
 from schemas.position import Lsn, format_lsn, parse_lsn
@@ -198,3 +198,13 @@ def _table(doc: Map[str, Any]) -> Table:
             "identity_columns": tuple(doc["identity_columns"]),
         }
     )
+
+
+def keep_strides(document: Prepared, old: Connection, new: Connection) -> None:
+    """Have each side keep what it has to know of the other's sequences when that one is gone."""
+    tables = {
+        Side.OLD: [document.old[name] for name in document.forward.streamed if name in document.old],
+        Side.NEW: [document.new[name] for name in document.forward.mappings if name in document.new],
+    }
+    for side, conn, other in ((Side.OLD, old, new), (Side.NEW, new, old)):
+        sequences.keep_strides(conn, document.migration, side, tables[side], other)

@@ -9,6 +9,7 @@ side's turn row is locked and says that it is yet to open: a process that wakes 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -105,6 +106,7 @@ class Pair:
     here: tuple[Column, ...]
     there: tuple[Column, ...]
     limit: tuple[int, int]
+    stride: int = 0  # of the other side's sequences, where that side cannot be asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,9 +122,11 @@ class Moved:
 def pairs(source: Connection | None, target: Connection, plan: Plan) -> list[Pair]:
     """Every sequence of the target that feeds a mapped column. Reads catalogs, and columns that have no index.
 
-    Without the source, what is known on the target stands for it: `advance` is given the target for both.
+    Without the source, what is known on the target stands for it: `advance` is given the target for both, and the
+    strides are those that were kept there.
     """
     found: dict[int, Pair] = {}
+    strides = _kept(target, plan.migration, plan.direction.source) if source is None else {}
     with translated("looking up the sequences"):
         feeding: dict[str, dict[str, list[Found]]] = {}
         for mapping in plan.mappings:
@@ -142,8 +146,9 @@ def pairs(source: Connection | None, target: Connection, plan: Plan) -> list[Pai
                         feeding[other.name] = _feeding(source, other)
                     others = feeding[other.name].get(origin[1], [])
                     there = [_column(source, other, origin[1])]
+                stride = 0 if origin is None else strides.get(".".join(origin), 0)
                 for sequence in own:
-                    _join(found, sequence, table, name, others, here, there)
+                    _join(found, sequence, table, name, others, here, there, stride)
     return list(found.values())
 
 
@@ -155,6 +160,7 @@ def _join(
     others: Iterable[Found],
     here: Column,
     there: Iterable[Column],
+    stride: int,
 ) -> None:
     """A sequence may feed several columns: it must be past all of them, and within what each can hold."""
     low, high = LIMITS.get(table.column(column).type, UNLIMITED)
@@ -168,7 +174,33 @@ def _join(
         here=(*(before.here if before else ()), here),
         there=(*(before.there if before else ()), *there),
         limit=(low, high),
+        stride=max(stride, before.stride if before else 0),
     )
+
+
+def keep_strides(conn: Connection, migration: str, side: Side, tables: Iterable[Table], other: Connection) -> None:
+    """Have the other side keep how far apart the values lie that `side`, which `conn` reaches, gives to `tables`.
+
+    A session takes as many at a time as the sequence caches.
+    """
+    with translated(f"keeping the strides of {side}'s sequences"):
+        strides = {
+            f"{table.name}.{column}": max(abs(s.definition[0]) * s.definition[4] for s in feeding)
+            for table in tables
+            for column, feeding in _feeding(conn, table).items()
+        }
+        other.execute(
+            "insert into slackwater.stride (migration, side, strides) values (%s, %s, %s::jsonb)"
+            " on conflict (migration, side) do update set strides = excluded.strides, kept_at = clock_timestamp()",
+            (migration, side.value, json.dumps(strides)),
+        )
+
+
+def _kept(conn: Connection, migration: str, side: Side) -> dict[str, int]:
+    row: Any = conn.execute(
+        "select strides from slackwater.stride where migration = %s and side = %s", (migration, side.value)
+    ).fetchone()
+    return {} if row is None else dict(row[0])
 
 
 def _feeding(conn: Connection, table: Table) -> dict[str, list[Found]]:
@@ -242,6 +274,7 @@ def _moved(pair: Pair, here: _State, there: _State, margins: int) -> Moved:
         here=values(here, pair.here),
         limit=pair.limit,
         margins=margins,
+        stride=pair.stride,
     )
     return Moved(sequence=f"{pair.own.schema}.{pair.own.name}", feeds=pair.feeds, value=place.value, note=place.note)
 

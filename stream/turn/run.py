@@ -135,9 +135,13 @@ def _whole(t: Turning, outcome: Outcome) -> str:
 
 
 def keep_spare(t: Turning) -> None:
-    """From the turn on new is not to be done without; but the way back has to be gone to its end if new dies."""
+    """From the turn on new is not to be done without; but the way back has to be gone to its end if new dies.
+
+    Either side keeps of the other's sequences what it has to know of them when that one is gone.
+    """
     assert t.prepared is not None
     old = t.conns[Side.OLD]
+    prepared.keep_strides(t.prepared, old, t.conns[Side.NEW])
     with control.transaction(old, "keeping what was prepared on old"):
         control.keep_spare(old, t.migration, t.prepared.to_json())
 

@@ -36,7 +36,10 @@ def test_new_dies_and_old_takes_over(make_database: Callable[[str], str], bootst
         private_postgres() as server,
         tide_on(tmp_path, {"old": make_database("old"), "new": server.dsn()}, bootstrap) as tide,
     ):
+        tide.on("new", "alter table app.ledger_entry alter id set cache 3")
         assert tide.cutover()["result"] == "done"
+        kept = "select strides->>'ledger_entry.id' from slackwater.stride where migration = %s and side = 'new'"
+        assert tide.on("old", kept, tide.migration) == [("3",)]
         ledger = tide.ledger()
         with writing(ledger):
             time.sleep(2)

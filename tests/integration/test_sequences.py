@@ -115,6 +115,18 @@ def test_each_is_set_past_the_other_side(databases: Databases) -> None:
         }
         assert moved["public.customer_id_seq"].value == known + 2 * MARGIN_STEPS
 
+        # What the dead side gave and did not send lies as far apart as it counts, and as a session takes at a time.
+        old.execute("alter sequence public.customers_cust_id_seq increment 50 cache 10")
+        plan = plan_over(old, new, TABLES)
+        sequences.keep_strides(old, "m", Side.OLD, plan.sources.values(), new)
+        alone = sequences.pairs(None, new, plan)
+        moved = {
+            m.sequence: m for m in sequences.advance(new, new, alone, migration="m", side=Side.NEW, turn=1, margins=2)
+        }
+        far = moved["public.customer_id_seq"].value
+        assert far is not None
+        assert far >= known + 2 * 500 * MARGIN_STEPS
+
 
 def test_fifty_of_them_while_writers_wait(databases: Databases) -> None:
     with session.connect(databases.old) as old, session.connect(databases.new) as new:

@@ -31,6 +31,8 @@ def test_past_the_other_sides_sequence_and_rows() -> None:
     # The other side cannot be asked: it began a margin ahead of what is known here, and went on from there.
     assert place(sequence(500), [sequence(500)], [900], limit=ANY, margins=2).value == 900 + 2 * MARGIN_STEPS
     assert place(sequence(), [sequence()], [], limit=ANY, margins=2).value == 1 + 2 * MARGIN_STEPS
+    far = place(sequence(500), [sequence(500)], [900], limit=ANY, margins=2, stride=50)
+    assert far.value == 900 + 2 * 50 * MARGIN_STEPS
 
 
 def test_a_sequence_that_counts_down() -> None:
