@@ -179,6 +179,23 @@ def wait_for_calm(watcher: Connection, deadlock_ms: float, *, patience_s: float 
         time.sleep(0.02)
 
 
+def take(conn: Connection, wanted: Sequence[Relation], mode: str) -> list[Relation]:
+    """Lock, within the caller's transaction, each relation that can be had without waiting; returns the others."""
+    if not wanted:
+        return []
+    names = sql.SQL(", ").join(sql.Literal(r.identifier.as_string(conn)) for r in wanted)
+    body = sql.SQL(
+        "declare r text; n int := 0; missing text := '';"
+        " begin foreach r in array array[{names}] loop begin"
+        " execute 'lock table only ' || r || ' in {mode} mode nowait';"
+        " exception when lock_not_available then missing := missing || n || ' '; end; n := n + 1; end loop;"
+        " perform pg_catalog.set_config('slackwater.missing', missing, true); end"
+    ).format(names=names, mode=sql.SQL(mode))
+    conn.execute(sql.SQL("do {}").format(sql.Literal(body.as_string(conn))))
+    row: Any = conn.execute("select pg_catalog.current_setting('slackwater.missing')").fetchone()
+    return [wanted[int(n)] for n in row[0].split()]
+
+
 def lock(conn: Connection, wanted: Sequence[Relation], mode: str, within_ms: float) -> None:
     """Lock each relation within the caller's transaction, all of them within `within_ms`. Errors: LockNotHad.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from contextlib import closing
 
 from connectors.failpoint import failpoint
 from connectors.postgres import hold as locks
@@ -17,6 +18,7 @@ from stream.turn.turning import Turning
 STUCK_S = 3.0  # a transaction that has been open for so long will not end within our budget
 FIRST_BACK_OFF_S = 0.25
 LONGEST_BACK_OFF_S = 4.0
+EVICTIONS = 3  # how often a vacuum is made to leave a table before the attempt is given up
 
 
 def obstacles(t: Turning) -> list[str]:
@@ -77,27 +79,19 @@ def _attempt(
     t: Turning, holder: Connection, watcher: Connection, tables: list[Table], deadlock_ms: float
 ) -> tuple[Relation, ...]:
     """One try, in one transaction. Errors: LockNotHad; the caller rolls back."""
-    within_ms = locks.budget_ms(deadlock_ms)
     with translated("holding the tables"):
         holder.execute("begin")
         wanted = locks.relations(holder, tables)
-        try:
-            _calm(watcher, deadlock_ms)
-            locks.lock(holder, wanted, locks.INTENT, within_ms)
-        except LockNotHad:
-            holder.execute("rollback")
-            _wait_alone(holder, wanted, deadlock_ms)
-            holder.execute("begin")
-            _calm(watcher, deadlock_ms)
-            locks.lock(holder, wanted, locks.INTENT, within_ms)
+        _gather(t, holder, wanted, deadlock_ms)
         failpoint("turn.after_intent_locks")
         # Partitions are neither made nor attached from here on: what is listed now is all there is.
         held = locks.relations(holder, tables)
-        _calm(watcher, deadlock_ms)
-        locks.lock(holder, [r for r in held if r not in wanted], locks.INTENT, within_ms)
+        _gather(t, holder, [r for r in held if r not in wanted], deadlock_ms)
+        if not locks.wait_for_calm(watcher, deadlock_ms):
+            raise LockNotHad("a table (transactions wait for one another without an end)")
         t.pause_began = time.monotonic()
         try:
-            locks.lock(holder, held, locks.HOLD, within_ms)
+            locks.lock(holder, held, locks.HOLD, locks.budget_ms(deadlock_ms))
         except BaseException:
             _release(t, holder)
             raise
@@ -114,20 +108,26 @@ def patience(t: Turning, holder: Connection) -> None:
         holder.execute(f"set local statement_timeout = {left_ms}")
 
 
-def _calm(watcher: Connection, deadlock_ms: float) -> None:
-    if not locks.wait_for_calm(watcher, deadlock_ms):
-        raise LockNotHad("a table (transactions wait for one another without an end)")
+def _gather(t: Turning, holder: Connection, wanted: list[Relation], deadlock_ms: float) -> None:
+    """Keep vacuums and schema changes off every table; writers go on. Errors: LockNotHad.
 
-
-def _wait_alone(holder: Connection, wanted: list[Relation], deadlock_ms: float) -> None:
-    """Each table by itself, past deadlock_timeout, with nothing else locked: autovacuum leaves, and nobody can deadlock
-    with us."""
-    for relation in wanted:
-        holder.execute("begin")
-        try:
-            locks.wait_alone(holder, relation, deadlock_ms)
-        finally:
-            holder.execute("rollback")
+    What is had is kept while the rest is waited for: an autovacuum that is made to leave one table goes to the next. It
+    is waited for in a session that holds nothing, past `deadlock_timeout`, which makes it leave: nobody can deadlock
+    with that one, nor with `holder`, which never waits here.
+    """
+    missing = locks.take(holder, wanted, locks.INTENT)
+    for _ in range(EVICTIONS):
+        if not missing:
+            return
+        with closing(t.connect(t.source)) as alone:
+            for relation in missing:
+                t.may_go_on()
+                with alone.transaction(force_rollback=True):
+                    locks.wait_alone(alone, relation, deadlock_ms)
+                locks.take(holder, [relation], locks.INTENT)
+        missing = locks.take(holder, missing, locks.INTENT)
+    if missing:
+        raise LockNotHad(missing[0].name)
 
 
 def _release(t: Turning, holder: Connection) -> None:
