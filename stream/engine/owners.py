@@ -35,12 +35,14 @@ class Owners:
         self._engine = engine
         self._any = any(not x.mapping.row_local for x in engine.loads.values())
         self._apart: dict[str, list[Key]] = {}
+        self._renamed: dict[str, str] = {}  # by load: owners that are called otherwise since this part, as JSON
         self.limit: Callable[[], int] = lambda: 0
         self.isolate: set[str] = set()
 
     def begin(self) -> None:
         """A transaction has begun."""
         self.isolate = set()
+        self._renamed = {}
         self._apart = self._engine.target.owners_apart() if self._any else {}
 
     def recompute(self, load: Load, *, whole: bool, swap: bool = False) -> int:
@@ -59,8 +61,7 @@ class Owners:
             with e.plans.hashing():
                 rows = e.run(load.transform(self.bindings(load, restricted=False)))
                 e.run(f"insert into {load.owners} select {columns(load.mapping.owner)} from {load.into}")
-                e.post(load.delete_stale(), writes=True)
-                e.write(load, swap=swap)
+                self._replace(load, swap)
         return rows
 
     def retry(self, load: Load, owners: Sequence[Key]) -> None:
@@ -72,6 +73,9 @@ class Owners:
         e.prepare(load)
         with e.writing(load):
             self._fill(load, owners)
+            if load.unmapped and (carried := e.target.carried(load.name, owners, apart=True)):
+                self._renamed[load.name] = "[]"
+                self._keep(load, [document for found in carried.values() for document in found])
             self.recompute(load, whole=False, swap=e.replica)
             refused = set(map(canonical, self._apart[load.name]))
             e.target.owners_read(load.name, [k for k in owners if canonical(k) not in refused])
@@ -84,9 +88,16 @@ class Owners:
             rows = e.run(sql, prepare=True)
         else:
             e.post(sql, prepare=True)
-        e.post(load.delete_stale(), prepare=True, writes=True)
-        e.write(load, swap=swap)
+        self._replace(load, swap)
         return rows
+
+    def _replace(self, load: Load, swap: bool) -> None:
+        e = self._engine
+        renamed = self._renamed.get(load.name)
+        if renamed is not None:  # whoever comes under such an owner's old name has nothing of it
+            e.post(load.delete_renamed(), (renamed,))
+        e.post(load.delete_stale(), prepare=True, writes=True)
+        e.write(load, swap=swap, moved=renamed is not None)
 
     def _every(self, load: Load) -> None:
         """Every owner that a row of a mirror feeds, or that has rows now."""
@@ -113,6 +124,7 @@ class Owners:
         """The owners fed by the mirrors' rows as they were before this batch, and by the old images."""
         e = self._engine
         with e.writing(load):
+            self._carry(load, staged)
             for source in load.mapping.sources:
                 if source not in staged or staged[source].truncated:
                     continue
@@ -124,6 +136,36 @@ class Owners:
                     e.post(
                         load.collect_owners(source, self.bindings(load, restricted=False) | {source: was}), prepare=True
                     )
+
+    def _carry(self, load: Load, staged: Mapping[str, Staged]) -> None:
+        """What no mapping writes goes along with an owner that is called by a row's key, where the row took another."""
+        self._renamed.pop(load.name, None)
+        e, m = self._engine, load.mapping
+        called = [m.output(name).plain for name in m.owner]
+        source = called[0][0] if called and called[0] is not None else ""
+        if not load.unmapped or source not in staged or {(source, k) for k in e.stages[source].key} != set(called):
+            return
+        rows, stage = staged[source], e.stages[source]
+
+        def owner(key: tuple[object, ...]) -> dict[str, str | None]:
+            named = stage.named(key)
+            return {name: named[place[1]] for name, place in zip(m.owner, called, strict=True) if place is not None}
+
+        numbers = [part.rows[0] for part in rows.parts if part.moved]
+        moves = [(owner(was), owner(rows.keys[n])) for n in numbers if (was := rows.origins[n]) is not None]
+        if not moves:
+            return
+        pairs = [{"was": list(was.values()), "now": list(now.values())} for was, now in moves]
+        self._renamed[load.name] = json.dumps(pairs)
+        e.keep(load)
+        e.conn.execute(load.keep_owners(), (self._renamed[load.name],))
+        left = e.target.carried(load.name, [was for was, _ in moves], apart=True)
+        self._keep(load, [document | now for was, now in moves for document in left.get(canonical(was), ())])
+
+    def _keep(self, load: Load, documents: Sequence[Key]) -> None:
+        if documents:
+            self._engine.keep(load)
+            self._engine.conn.execute(load.keep_documents(), (json.dumps([dict(d) for d in documents]),))
 
     def after(self, load: Load, staged: Mapping[str, Staged]) -> None:
         """The owners fed by the mirrors' rows as they are now, where this batch touched them."""
@@ -178,6 +220,14 @@ class Owners:
             e.target.quarantine(load.name, "", key, None, why.sqlstate, why.cause)
         if not found:
             return
+        if load.name in self._renamed:
+            sql = (
+                f"select {_document(load)}, jsonb_agg(to_jsonb(k)) from {load.kept} k "
+                f"join jsonb_populate_recordset(null::{load.owners}, %s::jsonb) o "
+                f"on {matches(load.mapping.owner, 'k', 'o')} group by 1"
+            )
+            named = e.conn.execute(_escaped(sql), (_json([key for key, _ in found]),)).fetchall()
+            e.target.carry(load.name, "", [(owner, documents) for owner, documents in named])
         if (held := e.target.quarantine_size()) > (limit := self.limit()):
             why = found[0][1]
             raise RowRejected(

@@ -250,16 +250,39 @@ class Load:
             f") n({aliases}) where {matches(m.owner, 't', 'o')}"
         )
 
+    def keep_owners(self) -> str:
+        """Set aside, under their new owners, the unmapped values of owners that are called otherwise now.
+
+        The statement's one parameter is a JSON array of {"was", "now"}: the values of the owner's columns, as texts.
+        """
+        m, rest = self.mapping, self.unmapped
+        place = {k: f"x.now_{m.owner.index(k)}" if k in m.owner else f"t.{quote(k)}" for k in m.key}
+        return _taking(
+            f"insert into {self.kept} ({columns([*m.key, *rest])}) select {', '.join(place.values())}, "
+            f"{columns(rest, 't')} from {self.into} t, {self._renamed()}"
+        )
+
+    def delete_renamed(self) -> str:
+        """Delete the target rows of those owners; the parameter is that of `keep_owners`."""
+        return _taking(f"delete from {self.into} t using {self._renamed()}")
+
+    def _renamed(self) -> str:
+        """The owners of `keep_owners`, and the rows `t` that they had."""
+        numbered = list(enumerate(self.mapping.owner))
+        values = ", ".join(
+            f"(v->'{when}'->>{i})::{self.table.column(n).type} as {when}_{i}"
+            for when in ("was", "now")
+            for i, n in numbered
+        )
+        same = " and ".join(f"t.{quote(n)} = x.was_{i}" for i, n in numbered)
+        return f"(select {values} from jsonb_array_elements($slackwater::jsonb) v(v)) x where {same}"
+
     def keep_documents(self) -> str:
         """Set aside what such documents say: the statement's one parameter, a JSON array of them."""
         names = columns([*self.mapping.key, *self.unmapped])
-        return (
-            (
-                f"insert into {self.kept} ({names}) select {names} "
-                f"from jsonb_populate_recordset(null::{self.kept}, $slackwater::jsonb)"
-            )
-            .replace("%", "%%")
-            .replace("$slackwater", "%s")
+        return _taking(
+            f"insert into {self.kept} ({names}) select {names} "
+            f"from jsonb_populate_recordset(null::{self.kept}, $slackwater::jsonb)"
         )
 
     def done_moved(self) -> str:
@@ -314,3 +337,8 @@ class Load:
             f"from {self.rows} s join {self.kept} k on {matches(m.key, 'k', 's')}\n"
             f"where not exists (select from {self.into} t where {matches(m.key, 't', 's')})"
         )
+
+
+def _taking(sql: str) -> str:
+    """For a statement with parameters: names may hold a percent sign."""
+    return sql.replace("%", "%%").replace("$slackwater", "%s")

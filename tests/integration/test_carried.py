@@ -19,6 +19,8 @@ from tests.fixtures.tape import MIGRATION
 OLD = """
 create table t (id bigint primary key, nm text, doc text);
 alter table t alter doc set storage external;
+create table u (id integer primary key, email text);
+create table p (user_id integer primary key, bio text);
 create table o (id integer primary key, items integer[]);
 alter table o replica identity full;
 """
@@ -27,10 +29,15 @@ create table t (id integer primary key, label text, doc text, mine text default 
                 no bigint generated always as identity);
 create table item (order_id integer, line_no integer, item integer, mine text default 'nobody''s',
                    primary key (order_id, line_no));
+create table account (id integer primary key, email text check (email <> 'bad'), bio text,
+                      mine text default 'nobody''s');
 """
 MAPPING = """
 tables:
   - {to: t, select: "select id, nm || doc as label, doc from t"}
+  - to: account
+    select: select u.id, u.email, p.bio from u left join p on p.user_id = u.id
+    feeds: {u: id, p: user_id}
   - to: item
     select: select o.id as order_id, i.n as line_no, i.item from o, unnest(o.items) with ordinality as i(item, n)
 """
@@ -269,3 +276,30 @@ def test_a_row_whose_keys_the_target_cannot_hold(filling: Filling) -> None:
         filling.settle()
     filling.agrees()
     assert mine(filling) == [(7, "of 1", 1)]
+
+
+def test_a_row_of_a_join_whose_key_changed(filling: Filling) -> None:
+    filling.old.execute("insert into u select i, 'e' || i from generate_series(1, 6) i; insert into p values (1, 'b')")
+    filling.advance()
+    write(filling, "update app.account set mine = 'of ' || id")
+    # two rows swap their keys, a new one comes where another one was, a profile goes to somebody else
+    filling.old.execute(
+        "update u set id = -1 where id = 1; update u set id = 1 where id = 2; update u set id = 2 where id = -1;"
+        "update u set id = 30 where id = 3; insert into u values (3, 'new'); update p set user_id = 4 where user_id = 1"
+    )
+    filling.advance()
+    filling.agrees()
+    expected = [(1, "of 2"), (2, "of 1"), (3, "nobody's"), (4, "of 4"), (5, "of 5"), (6, "of 6"), (30, "of 3")]
+    assert mine(filling, "account") == expected
+    # refused under its new key, and under the next one
+    filling.old.execute("update u set id = 50, email = 'bad' where id = 5")
+    filling.advance()
+    filling.old.execute("update u set id = 51 where id = 50; truncate p; update u set id = 60 where id = 6")
+    filling.advance()
+    filling.old.execute("update u set email = 'good' where id = 51")
+    filling.advance()
+    quarantine.retry(filling.new, MIGRATION, FORWARD, None)
+    filling.advance()
+    assert apart(filling) == set()
+    filling.agrees()
+    assert mine(filling, "account") == [*expected[:4], (30, "of 3"), (51, "of 5"), (60, "of 6")]
