@@ -18,8 +18,8 @@ from connectors.postgres.session import Connection, translated
 
 MANY_ROWS = 2_000
 
-# Before PostgreSQL 18 a plan of a kind that is ruled out, and is taken all the same, counts as immensely dear: each time
-# it would be compiled, for longer than it runs.
+# Before PostgreSQL 18 a plan of a kind that is ruled out, and is taken all the same, counts as immensely dear: it would
+# be compiled each time, for longer than it runs.
 SESSION = (
     "set jit = off; set plan_cache_mode = force_generic_plan; set enable_hashjoin = off; set enable_mergejoin = off; "
     "set temp_buffers = '32MB'; set work_mem = '64MB'"
