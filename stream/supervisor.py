@@ -22,7 +22,7 @@ POLL_S = 0.2
 LOOK_S = 1.0  # how often it is asked which roles are needed: whoever arms waits for the new ones
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 20.0
-SETTLED_S = 60.0
+SETTLED_S = 15.0
 PATIENCE_S = 10.0
 
 DONE, FAILED, USAGE = 0, 1, 2

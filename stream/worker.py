@@ -28,7 +28,7 @@ log = logging.getLogger("slackwater.worker")
 
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 30.0
-SETTLED_S = 60.0  # a role that ran for so long has got over its last error
+SETTLED_S = 15.0  # a role that ran for so long has got over its last error: what ends it next is another one
 IDLE_S = 5.0  # how often a role that had nothing left to do is asked again
 RESUME_POLL_S = 2.0
 

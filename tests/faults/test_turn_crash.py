@@ -91,7 +91,7 @@ def stopped_and_woken(tide: Tide, ledger: Ledger, probe: Probe, point: str) -> N
     hooks = f"{{on_change: {tell}, after_cutover: {tell}, after_rollback: {tell}}}"
     tide.program.file.write_text(f"{plain}hooks: {hooks}\n")
     probe.forget()
-    zombie = tide.start(verb(to), failpoints=f"turn.{point}=stop")
+    zombie = tide.start(verb(to), failpoints=f"turn.{point}=stop@1")
     tide.program.until(lambda: state_of(zombie.pid) == "T", within_s=40)
     # The first who come are told that somebody is at work; once its lease is over, the turn is theirs.
     if POINTS.index(point) < OPEN_AT:

@@ -27,7 +27,7 @@ def killed(tide: Tide, probe: Probe, point: str, direction: str, role: str) -> s
     tide.turn_until_done(verb(to), "--dry-run")  # every role is well again
     pid = tide.role(direction, role)
     probe.forget()
-    turning = tide.start(verb(to), failpoints=f"turn.{point}=stop")
+    turning = tide.start(verb(to), failpoints=f"turn.{point}=stop@1")
     tide.program.until(lambda: turning.poll() is not None or state_of(turning.pid) == "T")
     assert turning.poll() is None, turning.communicate()
     os.kill(pid, signal.SIGKILL)

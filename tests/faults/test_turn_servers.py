@@ -50,7 +50,7 @@ def crashed(apart: Apart, probe: Probe, point: str, broken: str, down_s: float) 
     place = POINTS.index(point)
     tide.turn_until_done(verb(to), "--dry-run")  # every role has got over the last time
     probe.forget()
-    turning = tide.start(verb(to), failpoints=f"turn.{point}=stop")
+    turning = tide.start(verb(to), failpoints=f"turn.{point}=stop@1")
     tide.program.until(lambda: turning.poll() is not None or state_of(turning.pid) == "T")
     assert turning.poll() is None, turning.communicate()
     server.stop("immediate")
@@ -100,7 +100,7 @@ def test_gone_for_longer_than_it_is_waited_for(apart: Apart) -> None:
     ledger = tide.ledger()
     with Probe(tide=tide) as probe, writing(ledger):
         time.sleep(0.5)
-        turning = tide.start("cutover", "--max-pause", "2", failpoints="turn.after_close=stop")
+        turning = tide.start("cutover", "--max-pause", "2", failpoints="turn.after_close=stop@1")
         tide.program.until(lambda: state_of(turning.pid) == "T")
         apart.servers["new"].stop("immediate")
         turning.send_signal(signal.SIGCONT)
@@ -134,7 +134,7 @@ def test_a_server_is_frozen(apart: Apart, point: str, frozen: str, code: int, ex
     ledger = tide.ledger()
     with Probe(tide=tide) as probe, writing(ledger):
         time.sleep(0.5)
-        turning = tide.start("cutover", "--max-pause", "4", failpoints=f"turn.{point}=stop")
+        turning = tide.start("cutover", "--max-pause", "4", failpoints=f"turn.{point}=stop@1")
         tide.program.until(lambda: state_of(turning.pid) == "T")
         apart.servers[frozen].freeze()
         try:

@@ -44,11 +44,12 @@ class Setting:
         *,
         heartbeat: type[Heartbeat] = Heartbeat,
         resumed: Callable[[], Callable[[], bool]] | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
         self.heartbeat = heartbeat(dsn="", migration="m", direction="forward", role="apply")  # never started
         self.metrics = Metrics("m", "forward")
         self.resume = threading.Event()
-        self.stop = threading.Event()
+        self.stop = stop or threading.Event()
         self.outcome: list[int] = []
         self.lives = lives
         self.worker = Worker(
@@ -88,6 +89,32 @@ def test_backoff_builds_the_role_anew() -> None:
     assert setting.heartbeat.last_error is not None
     assert setting.heartbeat.last_error["cause"] == "down"
     assert setting.end() == worker.DONE
+
+
+class Pauses(threading.Event):
+    """How long was asked to be waited, each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.asked.append(timeout)
+        return super().wait(timeout)
+
+
+@pytest.mark.parametrize(("settled_s", "grows"), [(60.0, True), (0.0, False)])
+def test_pauses_grow_while_a_role_fails_at_once(settled_s: float, grows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that had run for a while has got over its last error: the next one is answered as the first was."""
+    monkeypatch.setattr(worker, "SETTLED_S", settled_s)
+    pauses = Pauses()
+    setting = Setting(Lives(*(Unavailable("down") for _ in range(5))), stop=pauses)
+    setting.until(setting.lives.working.is_set)
+    assert setting.end() == worker.DONE
+    for n, pause in enumerate(pauses.asked[:5]):
+        longest = worker.FIRST_BACKOFF_S * (2**n if grows else 1)
+        assert longest / 2 <= pause <= longest
 
 
 @pytest.mark.parametrize("error", [Halt("a hole", hint="fill it"), SlackwaterError("unknown")])
