@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.fixtures.databases import major
 from tests.fixtures.launch import COMMAND
 from tests.fixtures.ledger import writing
 from tests.fixtures.tide import Tide
@@ -65,7 +66,8 @@ class Queued:
 
 def test_writers_of_every_kind_at_the_fence(tide: Tide) -> None:
     """They come while the tables are held, and are refused when they are let go; none writes."""
-    queue = [Queued(tide.dsns["old"], statement) for statement in ATTACKS]
+    known = [a for a in ATTACKS if not a.startswith("merge") or major(tide.dsns["old"]) >= 15]
+    queue = [Queued(tide.dsns["old"], statement) for statement in known]
     queue += [Queued(tide.dsns["old"], s, before="set local session_replication_role = replica") for s in ATTACKS[:4]]
     # A snapshot from before the turn does not see the turn's row; it sees the fence all the same.
     queue += [
