@@ -139,7 +139,8 @@ def waits_for_open_transactions(program: Program, shop: Shop) -> None:
         assert "a long report" in said["reasons"][0]
         assert said["next"] == f"slackwater -c {program.file} arm"
         stopped = program.launch("arm", "--json", "--set-replica-identity")
-        program.until(lambda: shop.on_new("select 1 from pg_replication_slots where slot_name ~ 'reverse'"))
+        slot = shop.slot.replace("forward", "reverse")  # of this migration: another one's may stand in the cluster
+        program.until(lambda: shop.on_new("select 1 from pg_replication_slots where slot_name = %s", slot))
         stopped.send_signal(signal.SIGINT)
         said = json.loads(stopped.communicate(30)[0])
         assert (stopped.returncode, said["result"]) == (4, "aborted")
