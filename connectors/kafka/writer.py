@@ -30,7 +30,7 @@ _START_S = 60.0
 _MARKING_S = 0.008
 """The coordinator answers a commit before every partition has its marker. A transaction that is begun meanwhile is
 turned away, and librdkafka lets 20 ms pass before it asks again (measured at 500 transactions/s on two cores: commit to
-visible p50 47 ms with this pause, 70 ms without). What comes in the meantime goes into the next epoch.
+visible p50 51 ms with this pause, 70 ms without). What comes in the meantime goes into the next epoch.
 """
 
 

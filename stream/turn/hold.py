@@ -113,8 +113,10 @@ def _gather(t: Turning, holder: Connection, wanted: list[Relation], deadlock_ms:
 
     What is had is kept while the rest is waited for: an autovacuum that is made to leave one table goes to the next. It
     is waited for in a session that holds nothing, past `deadlock_timeout`, which makes it leave: nobody can deadlock
-    with that one, nor with `holder`, which never waits here.
+    with that one, nor with `holder`, which never waits here. A schema change that waits for `holder` has writers wait
+    behind it: so the search for more ends, too, where a pause would.
     """
+    give_up = time.monotonic() + t.order.max_pause_s
     missing = locks.take(holder, wanted, locks.INTENT)
     for _ in range(EVICTIONS):
         if not missing:
@@ -122,6 +124,8 @@ def _gather(t: Turning, holder: Connection, wanted: list[Relation], deadlock_ms:
         with closing(t.connect(t.source)) as alone:
             for relation in missing:
                 t.may_go_on()
+                if time.monotonic() > give_up:
+                    raise LockNotHad(relation.name)
                 with alone.transaction(force_rollback=True):
                     locks.wait_alone(alone, relation, deadlock_ms)
                 locks.take(holder, [relation], locks.INTENT)
