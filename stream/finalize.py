@@ -12,18 +12,16 @@ from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from connectors.postgres import control, quiet, session
+from connectors.postgres import control, foreign, quiet, session
 from connectors.postgres.session import Connection
 from schemas.direction import Direction, Side
 from schemas.errors import Refused
 from schemas.spec import Spec
 from stream import groundwork
-from stream.foreign import open_rows
 from stream.phases import Phase, may_finalize
 from stream.prepared import Prepared
 from stream.removal import Outcome, assert_stopped, every_topic, take_away, turns_locked
 from stream.state import phase
-from stream.status import takes_writes
 from stream.topics import FlowTopics
 from stream.verification import Verdict, latest
 
@@ -108,7 +106,7 @@ def _may(spec: Spec, old: Connection, new: Connection, *, mark: bool) -> _Standi
                 f"migration {spec.migration} is {now}: it can be finalized after a switch, and not between two turns",
                 hint="`slackwater cancel` ends it before a switch; `slackwater status` says where it stands",
             )
-        writers = [turn.side for turn in (there, here) if takes_writes(turn)]
+        writers = [turn.side for turn in (there, here) if turn.open]
         if len(writers) != 1:
             raise Refused(
                 f"{' and '.join(writers) or 'no side'} of migration {spec.migration} takes writes",
@@ -155,7 +153,7 @@ def _gates(
             f"the {direction} verification is {found.state}, not clean: {spec.command} verify --direction {direction}",
         )
     for side, conn in conns.items():
-        if rows := open_rows(conn, spec.migration, side):
+        if rows := foreign.waiting(conn, spec.migration, side):
             object_(
                 "foreign_writes",
                 f"{rows} foreign writes on {side} wait for a decision: {spec.command} foreign-writes list",

@@ -33,11 +33,6 @@ from stream.verify.views import views
 Keys = dict[str, list[dict[str, str | None]]]
 
 
-def open_rows(conn: Connection, migration: str, side: Side) -> int:
-    """Foreign writes of a side that wait for a decision."""
-    return foreign.waiting(conn, migration, side)
-
-
 def accept(
     spec: Spec,
     prepared: Prepared,

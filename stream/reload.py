@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from connectors.failpoint import failpoint
 from connectors.postgres import control, fence, mirror, targets
+from connectors.postgres.own_writes import still_closed
 from connectors.postgres.session import Connection
 from schemas.control import ECHO_PREFIX
 from schemas.direction import Side
-from schemas.errors import Halt
 from schemas.plan import Plan
 from stream.difference import Difference
 from stream.groundwork import owner_columns
@@ -71,16 +71,6 @@ def reload(
             detail={"fingerprint": prepared.fingerprint, "difference": difference.lines()},
         )
         failpoint("prepare.before_commit")
-
-
-def still_closed(conn: Connection, migration: str) -> None:
-    """In the caller's transaction, for as long as it lasts. Errors: Halt when new is open to the application."""
-    turn = control.turn(conn, migration, Side.NEW, lock=True)
-    if turn is None or turn.fence_turn is None or turn.open_turn >= turn.fence_turn:
-        raise Halt(
-            "new is open to the application: nothing of it may be emptied",
-            hint="slackwater status",
-        )
 
 
 def _empty(conn: Connection, plan: Plan, difference: Difference, replica: bool) -> None:

@@ -223,7 +223,7 @@ def pause_document(pause: Pause | None) -> Document | None:
 
 def who_writes(turns: Mapping[Side, control.Turn | None], looks: Mapping[Side, object]) -> str | None:
     """old, new or none, from the two turn rows; None where they do not tell, or there is neither."""
-    opened = [side for side, turn in turns.items() if turn is not None and takes_writes(turn)]
+    opened = [side for side, turn in turns.items() if turn is not None and turn.open]
     if any(_failed(found) for found in looks.values()):
         # The invariant is that at most one side is open: one that is seen to be open is the one.
         return opened[0].value if len(opened) == 1 else None
@@ -232,10 +232,6 @@ def who_writes(turns: Mapping[Side, control.Turn | None], looks: Mapping[Side, o
     if not opened and turns[Side.OLD] is None:
         return Side.OLD.value  # an end was killed half-way: nothing of ours is in the way on old
     return {0: "none", 1: opened[0].value if opened else None}.get(len(opened))
-
-
-def takes_writes(turn: control.Turn) -> bool:
-    return turn.open
 
 
 def current_turn(turns: Mapping[Side, control.Turn | None], looks: Mapping[Side, object]) -> int | None:

@@ -11,13 +11,13 @@ import secrets
 
 from connectors.postgres import control, fence, targets
 from connectors.postgres.chunks import record_barrier
+from connectors.postgres.own_writes import still_closed
 from connectors.postgres.session import Connection
 from schemas.control import ECHO_PREFIX
 from schemas.direction import Direction, Side
 from schemas.plan import Plan
 from stream import state
 from stream.phases import Phase
-from stream.reload import still_closed
 
 HOLDER = "verify --repair"
 PHASES = (Phase.BACKFILLING, Phase.STREAMING)
