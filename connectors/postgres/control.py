@@ -68,7 +68,7 @@ def install(conn: Connection) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationRow:
-    """What `slackwater.migration` says; `prepared` is the document that `stream.prepared` reads."""
+    """What `slackwater.migration` says; `prepared` is the document that `stream.migration.prepared` reads."""
 
     migration: str
     phase: str
@@ -171,7 +171,7 @@ def spare(conn: Connection, name: str) -> dict[str, Any] | None:
 
 
 def set_phase(conn: Connection, name: str, phase: str) -> None:
-    """Move the migration to `phase`; whoever calls has asked `stream.phases` whether it may."""
+    """Move the migration to `phase`; whoever calls has asked `stream.migration.phases` whether it may."""
     conn.execute(
         "update slackwater.migration set phase = %s, changed_at = clock_timestamp()"
         " where migration = %s and phase <> %s",

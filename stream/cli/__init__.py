@@ -1,4 +1,11 @@
-"""The console script: one file per verb, imported only when it is called for."""
+"""The console script: one file per verb, imported only when it is called for.
+
+Beside the verbs: `context` is what each of them shares, `formatting` figures and columns, `screen` how `status` looks
+to a person; `turn_output` and `turn_answer` are what verbs that turn share, `end_output` what `cancel` and `finalize`
+do; `exit_paths` decides how a command line ends, with the exit codes of `schemas.exits`.
+
+Deliberately absent: decisions. A verb reads its options, calls one room, and prints.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +22,8 @@ from typing import Annotated, Any
 
 import typer
 
-from stream.cli import exits, way_out
+from schemas import exits
+from stream.cli import exit_paths
 from stream.cli.context import invocation
 
 
@@ -252,7 +260,7 @@ COMMON: dict[str, tuple[str, Any, Any]] = {
 
 def _version(asked: bool) -> None:
     if asked:
-        from stream.metrics import version
+        from stream.monitoring.metrics import version
 
         typer.echo(f"slackwater {version()}")
         raise typer.Exit(exits.DONE)
@@ -321,7 +329,7 @@ def _with_common(function: Callable[..., Any], verb: Verb) -> Callable[..., Any]
         try:
             return function(**values)
         except KeyboardInterrupt:  # not left to typer, which would exit with a status of its own
-            raise way_out.interrupted() from None
+            raise exit_paths.interrupted() from None
 
     extra = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=COMMON[flag][1], default=COMMON[flag][2])
@@ -351,7 +359,7 @@ def _run(argv: list[str]) -> int:
         command = typer.main.get_command(application(argv))
         return command.main(args=argv or ["--help"], prog_name="slackwater", standalone_mode=False)
 
-    return way_out.status(work, argv, _verb(argv))
+    return exit_paths.status(work, argv, _verb(argv))
 
 
 def _verb(argv: list[str]) -> Verb | None:

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from stream import arm as arming
 from stream.cli import context
-from stream.cli.answer import Answer, answered
+from stream.cli.turn_answer import Answer, answered
+from stream.lifecycle import arm as arming
 
 
 def arm(

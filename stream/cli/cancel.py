@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from stream import cancel as cancelling
-from stream.cli import context, ending
+from stream.cli import context, end_output
+from stream.lifecycle import cancel as cancelling
 
 
 def cancel(
@@ -16,4 +16,4 @@ def cancel(
     """End the migration before its first switch, and remove every trace of it; your tables stay as they are."""
     spec = context.spec()
     outcome = cancelling.cancel(spec, say=context.note, confirm=context.confirm, keep_topics=keep_topics)
-    ending.show(spec, outcome)
+    end_output.show(spec, outcome)

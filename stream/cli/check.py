@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from schemas import exits
 from schemas.spec import Spec
-from stream.cli import context, exits
+from stream.cli import context
 from stream.preflight import Findings, Severity
 from stream.preflight import check as examine
 

@@ -30,10 +30,10 @@ from connectors.postgres import control
 from connectors.postgres.session import Connection, connect, translated
 from schemas.direction import Side
 from schemas.errors import ConfigError, Refused, Unanswerable
-from stream.clock import rfc3339
-from stream.journal import Actor
-from stream.remedy import on_file as named
-from stream.sides import Sides
+from schemas.remedy import on_file as named
+from stream.migration.journal import Actor
+from stream.monitoring.clock import rfc3339
+from stream.monitoring.sessions import Sides
 
 if TYPE_CHECKING:
     from schemas.spec import Spec

@@ -9,9 +9,9 @@ import typer
 
 from schemas.direction import Side
 from schemas.errors import ConfigError, Refused
-from stream.cli import context, turning
-from stream.turn import Order, Outcome
-from stream.turn.failover import failover as run
+from stream.cli import context, turn_output
+from stream.cutover import Order, Outcome
+from stream.cutover.failover import failover as run
 
 
 def failover(
@@ -42,8 +42,8 @@ def failover(
         context.confirm(f"Open {to} of migration {spec.migration}, and give up what {to.other} has not sent yet?")
     except Refused as error:
         declined = {"cause": error.cause, "remedy": error.hint}
-        turning.leave(Outcome(verb="failover", result="refused", reasons=[error.cause], error=declined))
+        turn_output.leave(Outcome(verb="failover", result="refused", reasons=[error.cause], error=declined))
     stop = threading.Event()
-    with turning.stopped_by_signals(stop):
-        outcome = run(spec, order, actor=context.actor, say=turning.say, stop=stop)
-    turning.leave(outcome)
+    with turn_output.stopped_by_signals(stop):
+        outcome = run(spec, order, actor=context.actor, say=turn_output.say, stop=stop)
+    turn_output.leave(outcome)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from stream import finalize as finalizing
-from stream.cli import context, ending
+from stream.cli import context, end_output
+from stream.lifecycle import finalize as finalizing
 
 
 def finalize(
@@ -27,4 +27,4 @@ def finalize(
     outcome = finalizing.finalize(
         spec, say=context.note, confirm=context.confirm, drop_topics=drop_topics, waive=waived
     )
-    ending.show(spec, outcome)
+    end_output.show(spec, outcome)

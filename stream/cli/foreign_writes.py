@@ -12,9 +12,9 @@ from connectors.postgres.foreign import Recorded
 from schemas.direction import Side
 from schemas.errors import Refused
 from schemas.spec import Spec
-from stream import foreign as deciding
-from stream import prepared
 from stream.cli import context
+from stream.migration import prepared
+from stream.remediation import foreign_writes as deciding
 
 app = typer.Typer(no_args_is_help=True, help="Writes that reached a closed side: list, accept or discard them.")
 

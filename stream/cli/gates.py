@@ -10,11 +10,11 @@ import typer
 from schemas.direction import Direction, Side
 from schemas.errors import Refused, SlackwaterError
 from schemas.spec import Spec
-from stream import prepared
-from stream.cli import context, text
+from stream.cli import context, formatting
 from stream.cli.status import settled
-from stream.gates import all_passed, lookout
-from stream.status import Seen, Watch
+from stream.gates import all_passed, orphan_scan
+from stream.migration import prepared
+from stream.status.document import Seen, Watch
 
 
 def gates(
@@ -44,7 +44,7 @@ def _recheck(spec: Spec) -> None:
         document = prepared.load(conn, spec.migration)
         assert document is not None  # the side was prepared
         context.note("looking for orphans of every foreign key of new's tables")
-        lookout.take(conn, document, lambda: False)
+        orphan_scan.take(conn, document, lambda: False)
 
 
 def _document(watch: Watch, seen: Seen, direction: Direction | None) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def screen(document: dict[str, Any]) -> str:
     listed = [*gates, *document["gates_off"]]
     rows = [(sign, g["gate"], f"since {g['since']}", g["detail"]) for sign, g in zip(signs, listed, strict=True)]
     lines = []
-    for gate, line in zip(listed, text.columns(rows).splitlines(), strict=True):
+    for gate, line in zip(listed, formatting.columns(rows).splitlines(), strict=True):
         lines.append(line)
         if gate["state"] != "passed" and gate["remedy"]:
             lines.append(f"         remedy: {gate['remedy']}")

@@ -6,10 +6,11 @@ from contextlib import closing
 
 from connectors.postgres import catalog, control, survey
 from schemas.direction import Side
-from stream import grants as granting
-from stream import preflight, state
+from stream import preflight
 from stream.cli import context
-from stream.phases import Phase
+from stream.migration import phase_store
+from stream.migration.phases import Phase
+from stream.planning import grants as granting
 
 WAY_BACK = (Phase.STREAMING, Phase.ARMED, Phase.SWITCHING, Phase.SWITCHED)
 
@@ -30,7 +31,7 @@ def grants() -> None:
             )
             for conn, tables in ((old, plan.sources), (new, plan.targets))
         ]
-        back = control.installed(new) and state.phase(new, spec.migration) in WAY_BACK
+        back = control.installed(new) and phase_store.phase(new, spec.migration) in WAY_BACK
     sections = granting.sections(plan, *places, back=back)
     context.show(
         {"migration": spec.migration, "roles": granting.ROLES, "databases": {s.side.value: s.sql for s in sections}},

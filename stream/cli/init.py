@@ -10,8 +10,8 @@ import typer
 
 from connectors.postgres import catalog, session
 from schemas.errors import ConfigError
-from stream import init as first
 from stream.cli import context
+from stream.planning import init as first
 
 
 def init(

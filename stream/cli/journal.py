@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
+from schemas import exits
 from schemas.direction import Side
-from stream import journal as history
-from stream.cli import context, exits, text
-from stream.clock import rfc3339
+from stream.cli import context, formatting
+from stream.migration import journal as history
+from stream.monitoring.clock import rfc3339
 
 LONGEST = 60
 
@@ -29,7 +30,7 @@ def journal(
 
     def screen() -> str:
         rows = [(str(e.seq), rfc3339(e.at), _who(e), e.step, e.outcome, _detail(e)) for e in entries]
-        table = text.columns(rows, header=("#", "AT", "BY", "STEP", "OUTCOME", "DETAIL"))
+        table = formatting.columns(rows, header=("#", "AT", "BY", "STEP", "OUTCOME", "DETAIL"))
         if not verify:
             return table
         return f"{table}\n\n{broken or f'the chain of {len(entries)} entries holds; its head is {head}'}"

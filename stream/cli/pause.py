@@ -9,9 +9,9 @@ import typer
 
 from connectors.postgres.session import translated
 from schemas.direction import Side
-from stream import journal
-from stream import pause as brake
 from stream.cli import context
+from stream.migration import journal
+from stream.migration import pauses as brake
 
 
 class Pausable(StrEnum):

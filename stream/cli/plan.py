@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from schemas.direction import Side
-from stream import ddl as proposing
-from stream import planning
 from stream.cli import context
+from stream.planning import ddl as proposing
+from stream.planning import plan as planning
 
 
 def plan(

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from stream import prepare as preparing
 from stream.cli import context
+from stream.lifecycle import prepare as preparing
 
 NEXT = {"prepared": "run", "changed": "run", "already": "status"}
 

@@ -12,10 +12,10 @@ from connectors.postgres.session import Connection, translated
 from schemas.direction import Direction, Side
 from schemas.errors import ConfigError, Refused
 from schemas.spec import Spec
-from stream import journal
-from stream import quarantine as rows_apart
-from stream.cli import context, text
-from stream.clock import rfc3339
+from stream.cli import context, formatting
+from stream.migration import journal
+from stream.monitoring.clock import rfc3339
+from stream.remediation import quarantine as rows_apart
 
 app = typer.Typer(
     help="Rows that could not be applied: list them, try them again, or give them up.", no_args_is_help=True
@@ -43,7 +43,7 @@ def list_(direction: Which = Direction.FORWARD) -> None:
             (str(r.id), r.state, r.load, f"{r.source} {json.dumps(r.key)}", str(r.changes), rfc3339(r.at), _error(r))
             for r in found
         ]
-        return text.columns(lines, header=("#", "STATE", "LOAD", "ROW", "CHANGES", "SINCE", "ERROR"))
+        return formatting.columns(lines, header=("#", "STATE", "LOAD", "ROW", "CHANGES", "SINCE", "ERROR"))
 
     context.show(
         {"migration": spec.migration, "direction": direction.value, "rows": [asdict(r) for r in found]}, screen

@@ -8,13 +8,13 @@ import typer
 
 from schemas.direction import Side
 from schemas.gates import NAMES
-from stream.cli import context, turning
+from stream.cli import context, turn_output
 
 
 def rollback(
-    dry_run: turning.DryRun = False,
-    max_pause: turning.MaxPause = None,
-    terminate_blockers: turning.TerminateBlockers = False,
+    dry_run: turn_output.DryRun = False,
+    max_pause: turn_output.MaxPause = None,
+    terminate_blockers: turn_output.TerminateBlockers = False,
     waive: Annotated[str, typer.Option(help="Gates that need not pass; needs --reason.", metavar="GATE,...")] = "",
     reason: Annotated[str | None, typer.Option(help="Why; kept in the journal.", metavar="TEXT")] = None,
 ) -> None:
@@ -23,7 +23,7 @@ def rollback(
     The same function as `cutover`, with the roles swapped and the same exits. Afterwards the migration streams forward
     again, and can be cut over again.
     """
-    turning.turn_to(
+    turn_output.turn_to(
         Side.OLD,
         dry_run=dry_run,
         max_pause=max_pause,

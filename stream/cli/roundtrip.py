@@ -8,11 +8,12 @@ from typing import Any
 
 import typer
 
+from schemas import exits
 from schemas.direction import Side
 from schemas.reversal import Loss
 from schemas.roundtrip import ColumnVerdict, TableVerdict, Verdict
-from stream import roundtrip as judging
-from stream.cli import context, exits
+from stream.cli import context
+from stream.verify import roundtrip as judging
 
 
 def roundtrip() -> None:

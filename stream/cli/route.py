@@ -10,11 +10,12 @@ from typing import Annotated
 import typer
 
 from connectors.postgres.session import connect
+from schemas import exits
 from schemas.direction import Side
 from schemas.errors import ConfigError, Unavailable
-from stream import route as routes
-from stream.cli import context, exits, text
-from stream.route import Route
+from stream.cli import context, formatting
+from stream.monitoring import route as routes
+from stream.monitoring.route import Route
 
 POLL_S = 0.1
 
@@ -40,7 +41,7 @@ def route(
     met = found is not None and wait in (None, found.writes)
     document = routes.document(migration, found) | {"met": met}
     if found is None:
-        context.note(f"slackwater: {text.NOTHING_HERE}")
+        context.note(f"slackwater: {formatting.NOTHING_HERE}")
     if found is not None or context.invocation().json:
         context.show(document, str(document["writes"]))
     if not met:

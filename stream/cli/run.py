@@ -13,12 +13,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from schemas import exits
 from schemas.direction import Direction
 from schemas.errors import ConfigError
 from schemas.spec import Spec
-from stream import worker
-from stream.cli import context, exits
-from stream.supervisor import RoleName, Supervisor
+from stream.cli import context
+from stream.runtime import worker
+from stream.runtime.supervisor import RoleName, Supervisor
 from stream.web.server import serve
 from stream.web.views import views
 
@@ -64,15 +65,15 @@ def finish(spec: Spec, name: RoleName | None, status: int) -> NoReturn:
 
 
 def one(spec: Spec, name: RoleName, listen: str, parent: int | None) -> int:
-    from stream import wiring
+    from stream.runtime import process
 
-    wiring.log_as(spec, str(name))
-    process = wiring.Process(spec, name)
+    process.log_as(spec, str(name))
+    ours = process.Process(spec, name)
     stop = threading.Event()
 
     def reload() -> None:
         try:
-            log.info("%s", process.reload())
+            log.info("%s", ours.reload())
         except ConfigError as error:
             log.error("the file was not taken over: %s", error)
 
@@ -80,36 +81,36 @@ def one(spec: Spec, name: RoleName, listen: str, parent: int | None) -> int:
     _, address = serve(
         listen,
         views(
-            heartbeat=process.heartbeat,
-            metrics=process.metrics,
-            refresh=process.monitor.refresh,
-            sides=process.sides,
-            document=process.watch.document,
+            heartbeat=ours.heartbeat,
+            metrics=ours.metrics,
+            refresh=ours.monitor.refresh,
+            sides=ours.sides,
+            document=ours.watch.document,
         ),
     )
-    process.heartbeat.measured["http"] = address
+    ours.heartbeat.measured["http"] = address
     log.info("started; http://%s has /metrics, /healthz, /readyz, /status.json and /route", address)
-    process.start()
+    ours.start()
     try:
-        return worker.attend(lambda: process.worker.run(stop), stop, parent)
+        return worker.attend(lambda: ours.worker.run(stop), stop, parent)
     finally:
-        process.stop()
+        ours.stop()
         log.info("stopped")
 
 
 def _all(spec: Spec, direction: Direction | None) -> int:
-    from stream import wiring
+    from stream.runtime import process
 
-    wiring.log_as(spec, "run")
+    process.log_as(spec, "run")
     stop = threading.Event()
     known: list[RoleName] = []
-    ask = wiring.sides(spec, "slackwater run")
+    ask = process.sides(spec, "slackwater run")
 
     def wanted() -> list[RoleName]:
         if direction is None:
-            known[:] = wiring.wanted(spec, known, ask)
+            known[:] = process.wanted(spec, known, ask)
         else:
-            known[:] = [RoleName(role, direction) for role in wiring.ROLES]
+            known[:] = [RoleName(role, direction) for role in process.ROLES]
         return known
 
     supervisor = Supervisor(command=lambda name: _command(spec, name), wanted=wanted)

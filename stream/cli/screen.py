@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stream.cli import text
+from stream.cli import formatting
 
 Document = dict[str, Any]
 
@@ -15,7 +15,7 @@ def screen(status: Document) -> str:
     """The whole screen; the first line alone says what most people came to ask."""
     parts = [headline(status), ""]
     if status["phase"] == "planned" and not status["errors"]:
-        return "\n".join([*parts, text.NOTHING_HERE])
+        return "\n".join([*parts, formatting.NOTHING_HERE])
     parts += _switching(status)
     for name, direction in status["directions"].items():
         parts += _direction(name, direction)
@@ -50,14 +50,14 @@ def _switching(status: Document) -> list[str]:
 
 def _direction(name: str, d: Document) -> list[str]:
     rate = f", {d['rows_per_second']:,.0f} rows/s" if d["rows_per_second"] else ""
-    known = f" (known {text.seconds(d['freshness_seconds'])} ago)" if d["freshness_seconds"] is not None else ""
-    behind = "" if d["lag_bytes"] is None else f", {text.size(d['lag_bytes'])} behind"
-    lines = [f"{name:<9} {d['state']:<9} lag {text.seconds(d['lag_seconds'])}{known}{behind}{rate}"]
+    known = f" (known {formatting.seconds(d['freshness_seconds'])} ago)" if d["freshness_seconds"] is not None else ""
+    behind = "" if d["lag_bytes"] is None else f", {formatting.size(d['lag_bytes'])} behind"
+    lines = [f"{name:<9} {d['state']:<9} lag {formatting.seconds(d['lag_seconds'])}{known}{behind}{rate}"]
     lines += [_role(role, d[role]) for role in ("capture", "apply")]
     slot = d["slot"]
     if slot is not None:
         how = slot["wal_status"] or "unknown"
-        lines.append(f"  slot    {how:<9} {slot['name']} holds back {text.size(slot['retained_bytes'])} of WAL")
+        lines.append(f"  slot    {how:<9} {slot['name']} holds back {formatting.size(slot['retained_bytes'])} of WAL")
     if d["stuck"] is not None and d["paused"] is None:
         lines.append(f"  held up by {d['stuck']['stage']}: {d['stuck']['cause']}")
     lines += _paused(d["paused"]) + _error(d["last_error"], [d["capture"], d["apply"]])
@@ -99,9 +99,9 @@ def _backfill(backfill: Document) -> list[str]:
     done = [t for t in tables.values() if t["state"] == "done"]
     rows = sum(t["rows"] for t in tables.values())
     left = backfill.get("seconds_left")
-    ahead = f", about {text.seconds(left)} left" if left and backfill["state"] == "running" else ""
+    ahead = f", about {formatting.seconds(left)} left" if left and backfill["state"] == "running" else ""
     lines = [
-        f"backfill  {backfill['state']:<9} {len(done)} of {len(tables)} tables, {text.count(rows)} rows{ahead}",
+        f"backfill  {backfill['state']:<9} {len(done)} of {len(tables)} tables, {formatting.count(rows)} rows{ahead}",
     ]
     if backfill["role"] is not None and backfill["state"] != "done":
         lines.append(_role("role", backfill["role"]))
@@ -111,14 +111,14 @@ def _backfill(backfill: Document) -> list[str]:
         (
             name,
             t["state"],
-            f"{text.count(t['rows'])} rows",
+            f"{formatting.count(t['rows'])} rows",
             f"{t['chunks_done']} of {t['chunks']} chunks" if t["chunks"] else "",
-            f"about {text.seconds(t['seconds_left'])} left" if t["seconds_left"] else "",
+            f"about {formatting.seconds(t['seconds_left'])} left" if t["seconds_left"] else "",
         )
         for name, t in waiting[:LISTED]
     ]
     if rows_shown:
-        lines.append(text.columns(rows_shown, indent=2))
+        lines.append(formatting.columns(rows_shown, indent=2))
     if len(waiting) > LISTED:
         lines.append(f"  and {len(waiting) - LISTED} more")
     lines += _paused(backfill["paused"]) + _error(backfill.get("last_error"), [backfill["role"]])

@@ -10,8 +10,8 @@ import typer
 from connectors.postgres.peek import Rows
 from schemas.direction import Side
 from stream import preflight
-from stream import show as showing
 from stream.cli import context
+from stream.planning import show as showing
 
 WIDEST = 48  # characters of a value that a screen shows; --json shows all of it
 

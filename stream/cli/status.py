@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from schemas import exits
 from schemas.errors import ConfigError
-from stream.cli import context, exits
+from stream.cli import context
 from stream.cli.screen import screen
-from stream.status import Seen, Watch
+from stream.status.document import Seen, Watch
 
 SETTLE_S = 1.5  # how long a probe of our own may take to come through before the lag is given as it is
 REFRESH_S = 1.0

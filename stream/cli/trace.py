@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from schemas.direction import Direction, Side
-from stream import prepared, wiring
-from stream.cli import context, text
+from stream.cli import context, formatting
+from stream.migration import prepared
+from stream.runtime import process
 from stream.trace import trace as traced
 
 
@@ -29,7 +30,7 @@ def trace(
         document = prepared.load(new, spec.migration)
         assert document is not None  # the side was prepared
         source, target = (old, new) if direction is Direction.FORWARD else (new, old)
-        at = wiring.tracing(spec, document, direction, source=source, target=target, values=show_values)
+        at = process.tracing(spec, document, direction, source=source, target=target, values=show_values)
         found = traced(at, table, key, side=side)
     context.show(found, lambda: screen(found))
 
@@ -42,7 +43,7 @@ def screen(found: dict[str, Any]) -> str:
             lines += [f"  came from {_row(row)}: {_there(row)}", *_values(row, 4), *_history(row, 4)]
         lines.append("  columns")
         columns = [(c["column"], ", ".join(c["from"]) or "nothing", c["expression"]) for c in found["columns"]]
-        lines.append(text.columns(columns, indent=4))
+        lines.append(formatting.columns(columns, indent=4))
     else:
         lines += _history(found, 2)
         lines += [f"  became {_row(row)}: {_there(row)}" for row in found["became"]]
@@ -65,7 +66,7 @@ def _values(row: dict[str, Any], indent: int) -> list[str]:
     if "values" not in row:
         return []
     shown = [(c, "NULL" if v is None else v.replace("\n", "⏎")) for c, v in row["values"].items()]
-    return [text.columns(shown, indent=indent)]
+    return [formatting.columns(shown, indent=indent)]
 
 
 def _history(row: dict[str, Any], indent: int) -> list[str]:

@@ -14,25 +14,27 @@ import typer
 
 from connectors.postgres.session import Connection
 from connectors.postgres.sight import Sight
+from schemas import exits
 from schemas.direction import Direction, Side
 from schemas.errors import Aborted, ConfigError, Refused, SlackwaterError
 from schemas.plan import Plan
 from schemas.spec import Spec
-from stream import journal, prepared, wiring
-from stream.cli import context, exits, text
-from stream.pause import paused
-from stream.reread import assert_closed
-from stream.supervisor import RoleName
-from stream.throttle import Throttle
-from stream.verification import Store, Verdict, Verification, latest
-from stream.verify import anew
+from stream.backfill.reread import assert_closed
+from stream.backfill.throttle import Throttle
+from stream.cli import context, formatting
+from stream.migration import journal, prepared
+from stream.migration.pauses import paused
+from stream.runtime import process
+from stream.runtime.supervisor import RoleName
+from stream.verify import reload_table
 from stream.verify import repair as repairing
-from stream.verify.compare import Pair
-from stream.verify.ground import WAIT_S, assert_loaded, guard, wanted
-from stream.verify.judging import Stopped
+from stream.verify.digests import Pair
+from stream.verify.judge import Stopped
+from stream.verify.preconditions import WAIT_S, assert_loaded, guard, wanted
 from stream.verify.role import figures, health_of, throttled
 from stream.verify.sweep import Sweep
 from stream.verify.task import Tally
+from stream.verify.verdicts import Store, Verdict, Verification, latest
 
 SHOWN = 20  # mismatches of a table on the screen; --json has all that are kept
 LINE_S = 5.0  # between two lines of progress where no terminal is
@@ -114,8 +116,8 @@ def _compare(
 ) -> Mapping[str, Tally]:
     ask = context.sides(spec, "verify")
     try:
-        task = wiring.verify_task(spec, document, plan, ask)
-        monitor = wiring.lag_monitor(spec, task.link, ask)
+        task = process.verify_task(spec, document, plan, ask)
+        monitor = process.lag_monitor(spec, task.link, ask)
         with closing(Sight(task.source_dsn, application="slackwater verify health")) as source:
             throttle = Throttle(
                 throttled(spec.verify, spec.backfill.max_lag_s),
@@ -155,7 +157,7 @@ def _progress(throttle: Throttle) -> Callable[[Sweep], None]:
             return
         told = time.monotonic()
         f = figures(sweep.tallies, time.monotonic() - sweep.began_s)
-        left = "" if f["seconds_left"] is None else f", {text.seconds(f['seconds_left'])} left"
+        left = "" if f["seconds_left"] is None else f", {formatting.seconds(f['seconds_left'])} left"
         rate = "" if f["rows_per_second"] is None else f", {f['rows_per_second']:,.0f} rows/s"
         line = f"{f['tables_done']} of {f['tables']} tables, {f['rows']:,} of {f['rows_estimate']:,} rows{rate}{left}"
         line += f"; {f['mismatched']:,} differ" if f["mismatched"] else ""
@@ -191,10 +193,10 @@ def _repair(
         for name, tally in wrong.items():
             asked = repairing.plan_repair(pair, plan, tally.view, [f.mismatch for f in tally.found])
             refused |= asked.refused
-            if asked.anew and (why := anew.why_not(new, plan)) is not None:
+            if asked.anew and (why := reload_table.why_not(new, plan)) is not None:
                 refused[name] = why
             elif asked.anew:
-                anew.load_anew(pair.source.primary, target, plan, name)
+                reload_table.load_anew(pair.source.primary, target, plan, name)
                 tables[name] = tally.rows
             else:
                 tables[name] = repairing.ask(Store(target, plan.migration, plan.direction), name, asked)
@@ -279,7 +281,7 @@ def _screen(found: Verification, tallies: Mapping[str, Tally], follows: str | No
         state = found.tables[name].state.value if tally.problem is None else "not compared"
         wrong = f"{tally.total:,}{' or more' if tally.more else ''} differ" if tally.total else ""
         rows.append((name, state, f"{tally.rows:,} rows", wrong))
-    lines = [text.columns(rows)]
+    lines = [formatting.columns(rows)]
     for name, tally in tallies.items():
         if tally.problem is not None:
             lines += [

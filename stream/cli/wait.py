@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from schemas import exits
 from schemas.errors import ConfigError, SlackwaterError
-from stream.cli import context, exits, text
-from stream.phases import Phase, reachable
-from stream.status import Watch
+from stream.cli import context, formatting
+from stream.migration.phases import Phase, reachable
+from stream.status.document import Watch
 
 POLL_S = 0.5
 SIDES = ("old", "new", "none")
@@ -39,7 +40,7 @@ def wait(
                 break
             here = document["phase"] not in (None, Phase.PLANNED)
             if impossible(condition, document) or (begun and document["phase"] == Phase.PLANNED):
-                state = f"the migration is {document['phase']}" if here else text.NOTHING_HERE
+                state = f"the migration is {document['phase']}" if here else formatting.NOTHING_HERE
                 raise SlackwaterError(f"{for_} cannot happen: {state}", hint=context.command(spec, "status"))
             begun = begun or here
             said = _tell(document, said)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from connectors.postgres.session import Connection, connect, translated
 from schemas.direction import Side
 from schemas.errors import SlackwaterError
-from stream.route import newest, read
+from stream.monitoring.route import newest, read
 
 MIGRATION = "shop"
 CLOSED = "25006"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from connectors.postgres.session import connect, translated
-from stream.cli import exits
+from schemas import exits
 from stream.demo.compare import compare, tables
 from stream.demo.stage import Background, DemoFailed, Stage
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from connectors.postgres.session import connect, translated
+from schemas import exits
 from schemas.direction import Side
-from stream.cli import exits
 from stream.demo.clients import Clients
 from stream.demo.stage import Background, DemoFailed, Stage
 

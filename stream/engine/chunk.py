@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from connectors.postgres.session import translated
 from schemas.errors import Halt
 from schemas.position import Lsn
+from stream.engine.mapping_sql import columns
 from stream.engine.staging import Part, Staged
-from stream.engine.statements import columns
 
 if TYPE_CHECKING:
     from stream.engine.engine import Engine

@@ -19,18 +19,17 @@ from schemas.control import ECHO_PREFIX
 from schemas.errors import Halt, PrivilegeMissing
 from schemas.plan import Plan
 from schemas.position import Lsn
-from stream.engine import direct
-from stream.engine import loads as build
+from stream.engine import build, small_batch
 from stream.engine.chunk import Chunk
-from stream.engine.direct import plain, small
+from stream.engine.fold import Folded
+from stream.engine.joins import Owners
 from stream.engine.keyless import Keyless
-from stream.engine.made import Made
-from stream.engine.owners import Owners
-from stream.engine.partial import Partial
-from stream.engine.plans import MISLED, SESSION, Plans, trees
+from stream.engine.mapping_sql import DONE, Load
+from stream.engine.planner import MISLED, SESSION, Plans, trees
+from stream.engine.small_batch import plain, small
 from stream.engine.staging import Laid, Stage, Staged
-from stream.engine.statements import DONE, Load
-from stream.fold import Folded
+from stream.engine.temp_tables import Made
+from stream.engine.toast import Partial
 
 Lock = Literal["exclusive", "shared"]
 NOTHING_LAID: Mapping[str, Laid] = {}
@@ -362,13 +361,13 @@ class Engine:
             self.post(load.put_back(), writes=True)
         self.post(load.insert(), prepare=True, writes=True)
 
-    def _straight(self, load: Load, step: Literal["write", "delete"], images: direct.Images) -> None:
+    def _straight(self, load: Load, step: Literal["write", "delete"], images: small_batch.Images) -> None:
         """One step of a load whose rows travel with the statement."""
         text = self._texts.get((load.name, step))
         if text is None:
             stage = self.stages[load.mapping.sources[0]]
-            make = direct.write if step == "write" else direct.delete
-            text = self._texts[load.name, step] = make(load, direct.source(stage.names, stage.types))
+            make = small_batch.write if step == "write" else small_batch.delete
+            text = self._texts[load.name, step] = make(load, small_batch.source(stage.names, stage.types))
         self.post(text, images, prepare=True, writes=True)
 
     # Shared by the steps.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from schemas.change import Change, Image, Op
 from schemas.errors import Halt
 from schemas.snapshot import Snapshot
-from stream.engine.statements import Load, columns
+from stream.engine.mapping_sql import Load, columns
 
 if TYPE_CHECKING:
     from stream.engine.engine import Engine

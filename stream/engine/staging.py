@@ -17,9 +17,9 @@ from connectors.postgres.target import key_text
 from schemas.change import Image
 from schemas.names import quote
 from schemas.table import Table
-from stream.engine.direct import Direct, by_column
-from stream.engine.statements import PART, N, columns
-from stream.fold import Folded, Key
+from stream.engine.fold import Folded, Key
+from stream.engine.mapping_sql import PART, N, columns
+from stream.engine.small_batch import Direct, by_column
 
 GONE = 0  # an old image whose owners may lose rows
 STAYED = 1  # one that only says which of a mirror's rows are about to change

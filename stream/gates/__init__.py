@@ -1,6 +1,20 @@
 """Gates: the conditions that must hold before writes may move, and the looks that they are judged by.
 
-`judge` is pure. `Facts` is everything it needs; `stream.status` gathers it.
+facts          everything that gates are judged by; None is unknown. `stream.status.facts` gathers it
+gate           one condition, judged: passed, failed or unknown
+judge          which gates a turn has, in order (pure); each is in one of the next four
+pipeline       on the stream itself: who runs, what is loaded, how far behind, what was set aside
+evidence       on what was proven: verification, and what the way back loses
+environment    on what surrounds it: unmapped columns, fences, foreign keys, statistics, grants, identities
+readiness      on the turn: the way back is built and alive, nobody has written to a closed side, the window
+rights         the gate `grants` (pure)
+slow_facts     what changes seldom, kept for a while: privileges, statistics, foreign keys, replica identities
+orphan_scan    the forward applier's look for rows without their parents; reads whole tables, so seldom
+gate_table     what is kept on new: since when each gate is as it is, and the newest scan
+
+Unknown counts as failed. For the way back only what would lose rows stops the turn; the rest is said.
+
+Deliberately absent: looking at a migration. Facts come in, gates go out.
 """
 
 from stream.gates.facts import Facts, Look, Stream

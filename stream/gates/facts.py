@@ -8,11 +8,11 @@ from datetime import datetime
 
 from connectors.postgres.orphans import Orphans
 from schemas.direction import Direction
-from stream.lag import Lag, Stuck
-from stream.observe import SourceView, TargetView
-from stream.phases import Phase
-from stream.roundtrip import Kept
-from stream.verification import Verification
+from stream.migration.phases import Phase
+from stream.monitoring.lag import Lag, Stuck
+from stream.monitoring.views import SourceView, TargetView
+from stream.verify.roundtrip import Kept
+from stream.verify.verdicts import Verification
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

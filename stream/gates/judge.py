@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from schemas.direction import Direction
 from schemas.spec import Spec
-from stream.gates import flow, proof, surroundings, turns
+from stream.gates import environment, evidence, pipeline, readiness
 from stream.gates.facts import Facts, Stream
 from stream.gates.gate import Gate
 
@@ -33,43 +33,43 @@ def judge(facts: Facts, spec: Spec, direction: Direction = Direction.FORWARD) ->
 
 def _cutover(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:
     forward, reverse = (facts.streams.get(d, Stream()) for d in Direction)
-    yield flow.prepared(facts, c)
-    yield flow.roles(facts, Direction.FORWARD, c)
-    yield flow.backfill(facts, c)
-    yield flow.lag(forward, spec, c)
+    yield pipeline.prepared(facts, c)
+    yield pipeline.roles(facts, Direction.FORWARD, c)
+    yield pipeline.backfill(facts, c)
+    yield pipeline.lag(forward, spec, c)
     # Once the way back is prepared, what it has set aside counts as well.
     both = [forward, reverse] if Direction.REVERSE in facts.streams else [forward]
-    yield flow.quarantine(_sum([s.quarantined for s in both]), c)
-    yield flow.reread(_sum([s.rereads for s in both]))
-    yield proof.verification(forward, spec, Direction.FORWARD, c)
-    yield proof.roundtrip(facts, spec, c)
-    yield surroundings.unmapped_columns(facts, c)
-    yield surroundings.fence(forward, Direction.FORWARD.target, c)
-    yield surroundings.foreign_keys(facts, spec, c)
-    yield surroundings.statistics(facts, c)
-    yield flow.slot_headroom(facts, spec)
-    yield surroundings.grants(facts, c)
-    yield surroundings.replica_identity(facts, c)
-    yield turns.armed(facts, c)
+    yield pipeline.quarantine(_sum([s.quarantined for s in both]), c)
+    yield pipeline.reread(_sum([s.rereads for s in both]))
+    yield evidence.verification(forward, spec, Direction.FORWARD, c)
+    yield evidence.roundtrip(facts, spec, c)
+    yield environment.unmapped_columns(facts, c)
+    yield environment.fence(forward, Direction.FORWARD.target, c)
+    yield environment.foreign_keys(facts, spec, c)
+    yield environment.statistics(facts, c)
+    yield pipeline.slot_headroom(facts, spec)
+    yield environment.grants(facts, c)
+    yield environment.replica_identity(facts, c)
+    yield readiness.armed(facts, c)
     if Direction.REVERSE in facts.streams:  # before that there is no canary, and the gate before says why
-        yield turns.canary_age(reverse, spec, c)
-    yield turns.foreign_writes(facts, c)
+        yield readiness.canary_age(reverse, spec, c)
+    yield readiness.foreign_writes(facts, c)
     if spec.cutover.window is not None:
-        yield turns.window(facts, spec.cutover.window)
+        yield readiness.window(facts, spec.cutover.window)
 
 
 def _rollback(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:
     reverse = facts.streams.get(Direction.REVERSE, Stream())
-    yield flow.prepared(facts, c)
-    yield flow.roles(facts, Direction.REVERSE, c)
-    yield flow.lag(reverse, spec, c)
-    yield flow.quarantine(reverse.quarantined, c)
-    yield flow.reread(reverse.rereads)
-    yield proof.verification(reverse, spec, Direction.REVERSE, c)
-    yield surroundings.fence(reverse, Direction.REVERSE.target, c)
-    yield flow.slot_headroom(facts, spec)
-    yield turns.canary_age(reverse, spec, c)
-    yield turns.foreign_writes(facts, c)
+    yield pipeline.prepared(facts, c)
+    yield pipeline.roles(facts, Direction.REVERSE, c)
+    yield pipeline.lag(reverse, spec, c)
+    yield pipeline.quarantine(reverse.quarantined, c)
+    yield pipeline.reread(reverse.rereads)
+    yield evidence.verification(reverse, spec, Direction.REVERSE, c)
+    yield environment.fence(reverse, Direction.REVERSE.target, c)
+    yield pipeline.slot_headroom(facts, spec)
+    yield readiness.canary_age(reverse, spec, c)
+    yield readiness.foreign_writes(facts, c)
 
 
 def _as_set(gate: Gate, spec: Spec) -> Gate:

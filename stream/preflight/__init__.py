@@ -1,6 +1,17 @@
 """`check`: everything that would stop this migration, all at once, each with its remedy. It changes nothing.
 
 `prepare` runs the same examination first and refuses what it refuses, so the two never disagree.
+
+server           each server: version, encoding, settings, a direct way there
+name_conflicts   whether slot and publication of this name are another database's
+ddl              `new.ddl`, tried in a transaction that is rolled back
+identity         which source tables need REPLICA IDENTITY FULL
+tables           the tables of each side
+bindings         every mapping's text, held up to both servers in each place it will run
+reverse_checks   the way back, before it is needed: what `arm` would refuse and what would be lost
+arm_checks       the same once it is due: what `arm` does refuse
+kafka            the brokers, and topics of these names
+finding          what all of them return: a cause, a remedy, and how bad it is
 """
 
 from __future__ import annotations
@@ -14,10 +25,10 @@ from schemas.plan import Plan
 from schemas.resolve import resolve
 from schemas.spec import Spec
 from schemas.table import Table
-from stream.preflight import bindings, claims, ddl, identity, kafka, server, tables, way_back
+from stream.migration.prepared import Prepared, plan_of
+from stream.migration.topics import FlowTopics
+from stream.preflight import bindings, ddl, identity, kafka, name_conflicts, reverse_checks, server, tables
 from stream.preflight.finding import Finding, Findings, Severity, counted, listed
-from stream.prepared import Prepared, plan_of
-from stream.topics import FlowTopics
 
 __all__ = ["Finding", "Findings", "Severity", "check", "counted", "examine", "listed", "planned"]
 
@@ -64,7 +75,7 @@ def examine(
     _apart(spec, old, new, found)
     _creates(old, Side.OLD, found)
     _creates(new, Side.NEW, found)
-    for problem in claims.foreign(spec, old, new):
+    for problem in name_conflicts.foreign(spec, old, new):
         found.problem("name_taken", problem.cause, problem.remedy, problem.where)
     slot = slots.slot(old, slot_name(spec.migration, Direction.FORWARD))
     server.source(old, str(spec.old.dsn), Side.OLD, 0 if slot is not None else 1, found)
@@ -100,7 +111,7 @@ def examine(
         for problem in refused:
             found.problem("mapping", problem.cause, problem.remedy, problem.where)
         if not resolution.problems and not refused:
-            way_back.examine(spec, old, new, sources, targets, found)
+            reverse_checks.examine(spec, old, new, sources, targets, found)
     kafka.examine(spec, topics, streamed, found)
     return found
 

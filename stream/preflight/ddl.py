@@ -10,9 +10,9 @@ from connectors.postgres import script
 from connectors.postgres.session import Connection, translated
 from schemas.errors import SlackwaterError
 from schemas.spec import Spec
-from stream.journal import entries
+from stream.migration.journal import entries
+from stream.migration.phase_store import phase
 from stream.preflight.finding import Findings
-from stream.state import phase
 
 
 def fingerprint(spec: Spec) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-from stream.remedy import on_file
+from schemas.remedy import on_file
 
 
 class Severity(StrEnum):

@@ -12,7 +12,7 @@ from schemas.names import qualified, quote
 from schemas.resolve import resolve
 from schemas.spec import Spec
 from schemas.table import Identity, Table
-from stream.journal import entries
+from stream.migration.journal import entries
 from stream.preflight.tables import identity_statements
 
 

@@ -9,8 +9,8 @@ from connectors.kafka.topics import MAX_MESSAGE_BYTES, BrokerFacts
 from schemas.direction import Direction, epochs_topic, schemas_topic, topic_name
 from schemas.errors import SlackwaterError
 from schemas.spec import Spec
+from stream.migration.topics import FlowTopics
 from stream.preflight.finding import Findings
-from stream.topics import FlowTopics
 
 SHORT_TRANSACTION_MS = 60_000
 

@@ -1,6 +1,6 @@
 """`trace`: where a row came from, and what wrote it last.
 
-`rows` finds the rows on both sides, `wrote` finds who wrote a source row's image last; `trace` puts them together.
+`trace` finds the rows on both sides, and `last_write` who wrote a source row's image last: the stream or a chunk.
 """
 
 from stream.trace.trace import Tracing, trace

@@ -20,9 +20,9 @@ from schemas.mapping import Mapping
 from schemas.names import quote
 from schemas.plan import Plan
 from schemas.table import Table
-from stream import show
-from stream.loads import MIRROR
-from stream.trace.wrote import Document, Key, Writers
+from stream.backfill.load_table import MIRROR
+from stream.planning import show
+from stream.trace.last_write import Document, Key, Writers
 
 ROWS = 20  # of one table that are listed
 

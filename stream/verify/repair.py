@@ -18,12 +18,12 @@ from connectors.postgres.target import Target
 from schemas.control import MIRROR_SCHEMA, mirror_name
 from schemas.names import qualified, quote
 from schemas.plan import Plan
-from stream.engine.loads import mirror_mapping
-from stream.reread import assert_closed
-from stream.verification import Mismatch, Store
-from stream.verify.compare import Pair
-from stream.verify.views import Key, View, bare, owners, restricts
-from stream.verify.witness import feeding
+from stream.backfill.reread import assert_closed
+from stream.engine.build import mirror_mapping
+from stream.verify.digests import Pair
+from stream.verify.queries import Key, View, bare, owners, restricts
+from stream.verify.sampler import feeding
+from stream.verify.verdicts import Mismatch, Store
 
 REASON = "verify --repair"
 

@@ -17,14 +17,14 @@ from typing import Any
 from connectors.postgres.session import Connection, connect
 from schemas.errors import Unavailable
 from schemas.spec import Backfill, Verify
-from stream.heartbeat import Heartbeat
-from stream.metrics import Metrics
-from stream.throttle import Health, Throttle, read_health
-from stream.verification import Verdict, latest
-from stream.verify.ground import NotReady, assert_loaded, guard, is_wanted, release
-from stream.verify.judging import Stopped
+from stream.backfill.throttle import Health, Throttle, read_health
+from stream.monitoring.heartbeat import Heartbeat
+from stream.monitoring.metrics import Metrics
+from stream.verify.judge import Stopped
+from stream.verify.preconditions import NotReady, assert_loaded, guard, is_wanted, release
 from stream.verify.sweep import Sweep
 from stream.verify.task import Tally, Task
+from stream.verify.verdicts import Verdict, latest
 
 log = logging.getLogger("slackwater.verify")
 

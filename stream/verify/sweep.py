@@ -22,15 +22,15 @@ from connectors.postgres.sight import Sight, bases
 from schemas.digest import Hash
 from schemas.errors import Contended, Halt, SlackwaterError, Unavailable
 from schemas.table import Table
-from stream.throttle import Throttle
-from stream.verify import rows
-from stream.verify.compare import Compared, Pair, agreed_hash, compare
-from stream.verify.ground import NotReady
-from stream.verify.judging import BATCH, Applied, Found, Judge, Stopped, TooMany, Unsettled
-from stream.verify.ledger import APPLICATION, Ledger
+from stream.backfill.throttle import Throttle
+from stream.verify import row_by_row
+from stream.verify.digests import Compared, Pair, agreed_hash, compare
+from stream.verify.judge import BATCH, Applied, Found, Judge, Stopped, TooMany, Unsettled
+from stream.verify.pass_record import APPLICATION, Ledger
+from stream.verify.preconditions import NotReady
+from stream.verify.queries import View, views
+from stream.verify.sampler import Witness
 from stream.verify.task import Tally, Task
-from stream.verify.views import View, views
-from stream.verify.witness import Witness
 
 log = logging.getLogger("slackwater.verify")
 
@@ -293,16 +293,16 @@ class Sweep:
         try:
             return compare(pair, view, chunk)
         except Halt as error:
-            if not rows.lacks(error):
+            if not row_by_row.lacks(error):
                 raise
             if not tally.by_rows:
                 log.warning("%s is compared row by row, on the target alone: %s", view.name, error.cause)
             tally.by_rows = True
-            return rows.every_row(pair, witness, view, chunk, error)
+            return row_by_row.every_row(pair, witness, view, chunk, error)
 
     def _judged(self, judge: Judge, view: View, compared: Compared) -> tuple[list[Found], bool]:
         try:
-            batch = rows.BATCH if compared.by_rows else BATCH
+            batch = row_by_row.BATCH if compared.by_rows else BATCH
             found, more = judge.judge(view, compared.suspects, batch=batch), False
         except TooMany as error:
             found, more = error.found, True

@@ -9,10 +9,10 @@ from datetime import datetime
 from schemas.direction import Direction
 from schemas.errors import SlackwaterError
 from schemas.plan import Plan
-from stream.verification import Verdict
-from stream.verify.course import Course
-from stream.verify.judging import Found
-from stream.verify.views import View
+from stream.verify.coverage import Course
+from stream.verify.judge import Found
+from stream.verify.queries import View
+from stream.verify.verdicts import Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from stream import route as routes
-from stream.heartbeat import Heartbeat
-from stream.metrics import CONTENT_TYPE, Metrics
-from stream.sides import Sides
+from stream.monitoring import route as routes
+from stream.monitoring.heartbeat import Heartbeat
+from stream.monitoring.metrics import CONTENT_TYPE, Metrics
+from stream.monitoring.sessions import Sides
 from stream.web.server import Answer, Kept, View, json_answer
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from stream.cli import VERBS, exits
+from schemas import exits
+from stream.cli import VERBS
 from tests.fixtures.launch import COMMAND, Launched, completed
 
 PRESENT = [v for v in VERBS if importlib.util.find_spec(f"stream.cli.{v.module}") is not None]

@@ -14,11 +14,12 @@ import pytest
 import typer
 
 from connectors.postgres import control
+from schemas import exits
 from schemas.control import FENCE_TRIGGER, ROUTE_CHANNEL
 from schemas.direction import Direction, epochs_topic, schemas_topic, slot_name
 from schemas.spec import Spec, parse_spec
-from stream.cli import VERBS, application, exits, main
-from stream.standing import row_topic
+from stream.cli import VERBS, application, main
+from stream.lifecycle.direction import row_topic
 from tests.fixtures.staged import Stage
 
 ROOT = Path(__file__).parents[2]

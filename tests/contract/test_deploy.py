@@ -16,8 +16,8 @@ from schemas import errors
 from schemas.gates import NAMES
 from schemas.spec import load_spec
 from stream.cli import VERBS
-from stream.metrics import Metrics
-from stream.phases import Phase
+from stream.migration.phases import Phase
+from stream.monitoring.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

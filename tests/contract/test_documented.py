@@ -9,7 +9,7 @@ import pytest
 
 from schemas.errors import Halt
 from schemas.gates import NAMES
-from stream.metrics import Metrics
+from stream.monitoring.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,8 +15,8 @@ from psycopg.conninfo import make_conninfo
 
 from connectors.local import Postgres
 from connectors.postgres.control import CONTROL_TABLES
-from stream import grants
-from stream.grants import APPLY, BACKFILL, CAPTURE, OPERATOR
+from stream.planning import grants
+from stream.planning.grants import APPLY, BACKFILL, CAPTURE, OPERATOR
 from tests.fixtures.preparing import NEW, OLD, Shop
 from tests.fixtures.running import Program, started_with
 from tests.fixtures.servers import private_postgres

@@ -14,9 +14,9 @@ from connectors.postgres import control
 from connectors.postgres.session import connect
 from schemas.direction import Side
 from schemas.errors import ConfigError, Unavailable
-from stream.heartbeat import Heartbeat
-from stream.metrics import Metrics
-from stream.sides import Sides
+from stream.monitoring.heartbeat import Heartbeat
+from stream.monitoring.metrics import Metrics
+from stream.monitoring.sessions import Sides
 from stream.web.server import serve
 from stream.web.views import route, views
 from tests.fixtures.databases import Databases

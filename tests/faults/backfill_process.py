@@ -10,17 +10,17 @@ import threading
 from pathlib import Path
 
 from schemas.errors import SlackwaterError
-from stream import loading
-from stream.backfill import Backfill
-from stream.heartbeat import Heartbeat
-from stream.metrics import Metrics
+from stream.backfill import chunk_loader
+from stream.backfill.role import Backfill
+from stream.monitoring.heartbeat import Heartbeat
+from stream.monitoring.metrics import Metrics
 
 
 def main() -> int:
     """0: told to stop; 1: the role's error, on stderr."""
     logging.basicConfig(level=logging.INFO)
     given = pickle.loads(Path(sys.argv[1]).read_bytes())
-    loading.TARGET_SESSION = {**loading.TARGET_SESSION, "idle_in_transaction_session_timeout": given["idle"]}
+    chunk_loader.TARGET_SESSION = {**chunk_loader.TARGET_SESSION, "idle_in_transaction_session_timeout": given["idle"]}
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     plan = given["plan"]

@@ -12,7 +12,7 @@ import sys
 import threading
 
 from schemas.errors import Retry, SlackwaterError
-from stream.capture import Capture
+from stream.capture.role import Capture
 from tests.fixtures.capturing import Rig
 
 

@@ -59,8 +59,8 @@ def wait(pid: int) -> int:
 
 
 def main() -> None:
-    import stream.apply
-    import stream.wiring  # noqa: F401 - everything that a child needs
+    import stream.apply.role
+    import stream.runtime.process  # noqa: F401 - everything that a child needs
 
     for line in sys.stdin:
         life = json.loads(line)

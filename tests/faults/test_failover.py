@@ -14,9 +14,9 @@ import pytest
 
 from connectors.postgres.session import Connection
 from schemas.direction import Side
-from stream.journal import Actor
-from stream.turn import Order
-from stream.turn.failover import failover
+from stream.cutover import Order
+from stream.cutover.failover import failover
+from stream.migration.journal import Actor
 from tests.faults.test_turn_crash import OTHER
 from tests.fixtures.ledger import writing
 from tests.fixtures.running import ACTOR

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from connectors.postgres.session import Connection, connect
 from schemas.direction import Direction
 from schemas.spec import parse_spec
-from stream import prepared
+from stream.migration import prepared
 from tests.fixtures.databases import fresh_database
 from tests.fixtures.launch import Launched
 from tests.fixtures.running import Program, started_with

@@ -9,8 +9,8 @@ import pytest
 
 from connectors import local
 from schemas.errors import Halt, Unavailable
-from stream.verification import Verdict
-from stream.verify import judging
+from stream.verify import judge
+from stream.verify.verdicts import Verdict
 from tests.fixtures.databases import Databases, fresh_database
 from tests.fixtures.filling import Filling, wait_for
 from tests.fixtures.preparing import Shop
@@ -54,13 +54,13 @@ def test_read_from_a_replica(replicated: tuple[Filling, local.Postgres], monkeyp
         # Its replay stands still, and the target goes on.
         standby.query("select pg_wal_replay_pause()")
         loaded.old.execute("update t set v = 'newer' where id between 100 and 120")
-        monkeypatch.setattr(judging, "PATIENCE_S", 2.0)
+        monkeypatch.setattr(judge, "PATIENCE_S", 2.0)
         wait_for(lambda: loaded.one("select count(*) from app.t where v = 'newer'", on="new") == 21)
         with pytest.raises(Unavailable, match="has not replayed"):
             swept(loaded, replica_dsn=replica)
         assert verdict(loaded).state is Verdict.MISMATCHED
         standby.query("select pg_wal_replay_resume()")
-        monkeypatch.setattr(judging, "PATIENCE_S", 60.0)
+        monkeypatch.setattr(judge, "PATIENCE_S", 60.0)
         assert found(swept(loaded, replica_dsn=replica)) == wrong
         standby.stop()
         with pytest.raises(Unavailable):

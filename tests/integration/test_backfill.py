@@ -13,7 +13,7 @@ from connectors.postgres import catalog, fence
 from connectors.postgres.session import Connection, connect
 from schemas.direction import Side
 from schemas.errors import Halt, RowRejected
-from stream.pause import pause, paused, resume
+from stream.migration.pauses import pause, paused, resume
 from tests.fixtures.databases import Databases
 from tests.fixtures.filling import Filling, background, wait_for
 from tests.fixtures.tape import MIGRATION

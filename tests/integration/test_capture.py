@@ -16,7 +16,7 @@ from connectors.postgres import slots, truncation
 from connectors.postgres.session import connect
 from schemas.errors import SchemaChanged, SlotLost, StreamGap, Unavailable
 from schemas.position import parse_lsn
-from stream.capture import Capture
+from stream.capture.role import Capture
 from tests.fixtures.capturing import DIRECTION, Rig, until
 from tests.fixtures.databases import Databases
 

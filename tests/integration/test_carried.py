@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from schemas.position import Position
-from stream import quarantine
-from stream.batch import Batch
+from stream.apply.transaction import Batch
+from stream.remediation import quarantine
 from tests.fixtures.databases import Databases
 from tests.fixtures.filling import FORWARD, Filling
 from tests.fixtures.stream import epoch_record

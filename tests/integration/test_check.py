@@ -20,8 +20,8 @@ from connectors.local import binaries
 from connectors.local.processes import until
 from connectors.postgres import session
 from stream import preflight
+from stream.migration.topics import FlowTopics
 from stream.preflight import Finding, Severity
-from stream.topics import FlowTopics
 from tests.fixtures.catalogs import catalogs
 from tests.fixtures.databases import major
 from tests.fixtures.preparing import NEW, OLD, Shop

@@ -9,8 +9,8 @@ from connectors.local import binary
 from connectors.postgres import catalog, session
 from schemas.reversal import Loss
 from schemas.spec import load_spec
-from stream import roundtrip
-from stream.preflight import Findings, way_back
+from stream.preflight import Findings, reverse_checks
+from stream.verify import roundtrip
 from tests.fixtures.databases import Databases
 
 SHOP = Path(__file__).parents[2] / "stream" / "demo" / "shop"
@@ -29,7 +29,7 @@ def test_the_demo_s_shop_comes_back(databases: Databases) -> None:
         new.execute("set search_path = ''")
         found = Findings(spec.command)
         sources, targets = catalog.tables(old, "public"), catalog.tables(new, "app")
-        way_back.examine(spec, old, new, sources, targets, found)
+        reverse_checks.examine(spec, old, new, sources, targets, found)
         verdict = roundtrip.roundtrip(spec, old, new, lambda _: None)
     assert not found.problems, "\n".join(map(str, found))
     assert not verdict.unjudged

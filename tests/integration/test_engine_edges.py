@@ -15,7 +15,7 @@ from connectors.postgres import catalog
 from connectors.postgres.session import connect
 from schemas.direction import Direction
 from schemas.errors import RowRejected
-from stream import quarantine
+from stream.remediation import quarantine
 from tests.fixtures.databases import Databases
 from tests.fixtures.filling import Filling
 from tests.fixtures.tape import MIGRATION, Tape

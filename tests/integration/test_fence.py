@@ -11,8 +11,8 @@ from schemas.direction import Side
 from schemas.errors import Contended, Halt
 from schemas.position import ZERO, Position
 from schemas.table import Table
-from stream.metrics import Metrics
-from stream.tending import Tending
+from stream.apply.housekeeping import Tending
+from stream.monitoring.metrics import Metrics
 from tests.fixtures.databases import Databases, major
 from tests.fixtures.preparing import Shop
 from tests.fixtures.tape import Tape

@@ -16,11 +16,11 @@ from connectors.postgres import catalog, orphans
 from connectors.postgres.session import Connection, connect
 from schemas.direction import Direction, Side
 from stream.cli.screen import screen
-from stream.gates import Look, State, findings, lookout
-from stream.prepared import load
-from stream.sides import Sides
-from stream.status import Seen, Watch
-from stream.verification import Kind, Mismatch, Store, Verdict
+from stream.gates import Look, State, gate_table, orphan_scan
+from stream.migration.prepared import load
+from stream.monitoring.sessions import Sides
+from stream.status.document import Seen, Watch
+from stream.verify.verdicts import Kind, Mismatch, Store, Verdict
 from tests.fixtures.databases import Databases
 from tests.fixtures.launch import completed
 from tests.fixtures.staged import Stage, gate, until
@@ -127,7 +127,7 @@ def test_a_key_that_cannot_be_looked_at_is_never_counted_as_whole(
     found = orphans.look(stage.new, keys, lambda: False, timeout_s=60)
     stage.new.execute("reset role")
     assert [(o.rows, "permission denied" in (o.why or "")) for o in found] == [(None, True)]
-    findings.put(stage.new, stage.migration, found, fingerprint=orphans.fingerprint(keys), seconds=0.1)
+    gate_table.put(stage.new, stage.migration, found, fingerprint=orphans.fingerprint(keys), seconds=0.1)
     assert gate(seen().document, "foreign_keys")["state"] == "unknown"
     assert "permission denied" in gate(seen().document, "foreign_keys")["detail"]
 
@@ -142,7 +142,7 @@ def test_foreign_keys_by_a_look_that_is_kept(stage: Stage, seen: Callable[[], Se
     stage.new.execute("set session_replication_role = replica")
     stage.new.execute("insert into app.orders select i, i from generate_series(1, 3) i")
     stage.new.execute("reset session_replication_role")
-    lookout.take(stage.new, document, lambda: False)
+    orphan_scan.take(stage.new, document, lambda: False)
     found = gate(seen().document, "foreign_keys")
     assert found["state"] == "failed"
     assert "3 rows of app.orders refer to no row of app.customers (orders.orders_customer_fkey)" in found["detail"]
@@ -152,14 +152,14 @@ def test_foreign_keys_by_a_look_that_is_kept(stage: Stage, seen: Callable[[], Se
     stage.new.execute("set slackwater.pass = ''; drop trigger slackwater_fence on app.customers")
     stage.new.execute("insert into app.customers select i from generate_series(1, 3) i")
     assert gate(seen().document, "foreign_keys")["state"] == "failed"  # nothing is looked at by looking
-    lookout.take(stage.new, document, lambda: False)
+    orphan_scan.take(stage.new, document, lambda: False)
     assert gate(seen().document, "foreign_keys")["state"] == "passed"
     stage.new.execute("update slackwater.finding set at = at - interval '25 hours'")
     assert gate(seen().document, "foreign_keys")["state"] == "unknown"
-    lookout.take(stage.new, document, lambda: False)
+    orphan_scan.take(stage.new, document, lambda: False)
     stage.new.execute("alter table app.orders add column other int references app.customers")
     assert "the keys have changed" in gate(seen().document, "foreign_keys")["detail"]
-    assert lookout.take(stage.new, document, lambda: True) is None
+    assert orphan_scan.take(stage.new, document, lambda: True) is None
     assert "the keys have changed" in gate(seen().document, "foreign_keys")["detail"]
 
 
@@ -168,13 +168,13 @@ def test_when_the_next_look_is_due() -> None:
         one = orphans.Orphans(key="a.fk", child="a", parent="b", rows=rows)
         return Look(orphans=(one,), at=datetime.now(UTC), age_s=age_s, current=current)
 
-    assert lookout.due(None, 100, [])
-    assert lookout.due(look(0, 1, current=False), 100, [])
-    assert not lookout.due(look(0, 49), 100, [])
-    assert lookout.due(look(0, 51), 100, [])
-    assert not lookout.due(look(3, 30), 10_000, [])
-    assert lookout.due(look(3, 61), 10_000, [])
-    assert not lookout.due(look(3, 61), 10_000, ["a.fk"])
+    assert orphan_scan.due(None, 100, [])
+    assert orphan_scan.due(look(0, 1, current=False), 100, [])
+    assert not orphan_scan.due(look(0, 49), 100, [])
+    assert orphan_scan.due(look(0, 51), 100, [])
+    assert not orphan_scan.due(look(3, 30), 10_000, [])
+    assert orphan_scan.due(look(3, 61), 10_000, [])
+    assert not orphan_scan.due(look(3, 61), 10_000, ["a.fk"])
 
 
 # -- grants, statistics, identities
@@ -303,8 +303,8 @@ def test_a_gate_that_is_switched_off_is_shown(stage: Stage, seen: Callable[[], S
 
 def test_since_when_is_kept_on_new_when_it_changes(stage: Stage) -> None:
     def keep(*judged: tuple[str, State]) -> dict[str, tuple[State, datetime]]:
-        findings.keep(stage.new, stage.migration, [(Direction.FORWARD, g, s) for g, s in judged])
-        return {g: found for (_, g), found in findings.since(stage.new, stage.migration).items()}
+        gate_table.keep(stage.new, stage.migration, [(Direction.FORWARD, g, s) for g, s in judged])
+        return {g: found for (_, g), found in gate_table.since(stage.new, stage.migration).items()}
 
     first = keep(("lag", State.PASSED), ("fence", State.FAILED))
     again = keep(("lag", State.PASSED), ("fence", State.PASSED))

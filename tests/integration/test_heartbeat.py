@@ -11,8 +11,8 @@ from connectors.postgres import control
 from connectors.postgres.session import Connection, connect
 from schemas.direction import Side
 from schemas.errors import SlackwaterError, Unavailable
-from stream.heartbeat import DEAD_S, Beat, Heartbeat, beats
-from stream.sides import Line, Sides
+from stream.monitoring.heartbeat import DEAD_S, Beat, Heartbeat, beats
+from stream.monitoring.sessions import Line, Sides
 from tests.fixtures.databases import Databases
 from tests.fixtures.servers import private_postgres
 

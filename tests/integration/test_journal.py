@@ -10,9 +10,10 @@ from connectors.postgres import control
 from connectors.postgres.session import Connection, connect
 from schemas.direction import Direction, Side
 from schemas.errors import Refused
-from stream import journal, pause, quarantine, state
-from stream.journal import Actor
-from stream.phases import Phase
+from stream.migration import journal, pauses, phase_store
+from stream.migration.journal import Actor
+from stream.migration.phases import Phase
+from stream.remediation import quarantine
 from tests.fixtures.databases import Databases
 
 DBA = Actor(identity="dba", host="anna@a", remark="ticket 7")
@@ -68,27 +69,27 @@ def test_writers_at_the_same_time_make_one_chain(new: Connection, databases: Dat
 def test_an_entry_falls_with_what_it_tells_of(new: Connection) -> None:
     with new:
         with new.transaction(force_rollback=True):
-            assert state.advance(new, "shop", Phase.BACKFILLING, actor=DBA)
-        assert state.phase(new, "shop") is Phase.PREPARED
+            assert phase_store.advance(new, "shop", Phase.BACKFILLING, actor=DBA)
+        assert phase_store.phase(new, "shop") is Phase.PREPARED
         assert journal.entries(new, "shop") == []
 
 
 def test_the_phase_moves_along_the_table_only(new: Connection) -> None:
     with new:
         with pytest.raises(Refused, match="prepared cannot become streaming"):
-            state.advance(new, "shop", Phase.STREAMING, actor=DBA)
-        assert state.advance(new, "shop", Phase.BACKFILLING, actor=DBA)
-        assert not state.advance(new, "shop", Phase.BACKFILLING, actor=DBA)
+            phase_store.advance(new, "shop", Phase.STREAMING, actor=DBA)
+        assert phase_store.advance(new, "shop", Phase.BACKFILLING, actor=DBA)
+        assert not phase_store.advance(new, "shop", Phase.BACKFILLING, actor=DBA)
         (entry,) = journal.entries(new, "shop")
         assert entry.detail == {"from": "prepared", "to": "backfilling"}
         assert (entry.actor, entry.remark) == ("dba", "ticket 7")
-        assert state.phase(new, "another") is Phase.PLANNED
+        assert phase_store.phase(new, "another") is Phase.PLANNED
 
 
 def test_one_of_many_racing_movers_wins(new: Connection, databases: Databases) -> None:
     def move(_: int) -> bool:
         with connect(databases.new) as conn:
-            return state.advance(conn, "shop", Phase.BACKFILLING, actor=DBA)
+            return phase_store.advance(conn, "shop", Phase.BACKFILLING, actor=DBA)
 
     with new, ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(move, range(6))) == 1
@@ -99,33 +100,33 @@ def test_streaming_waits_for_every_load_and_every_reread(new: Connection) -> Non
     with new:
         for name, how in (("customer", "running"), ("address", "done"), ("account", "asleep")):
             load(new, name, how)
-        assert state.settle(new, "shop", actor=DBA) is Phase.BACKFILLING
-        assert state.settle(new, "shop", actor=DBA) is None
+        assert phase_store.settle(new, "shop", actor=DBA) is Phase.BACKFILLING
+        assert phase_store.settle(new, "shop", actor=DBA) is None
         new.execute("update slackwater.load set state = 'done'")
         new.execute(
             "insert into slackwater.reread (migration, direction, load, source, key, reason) "
             "values ('shop', 'forward', 'customer', 'customers', '{\"id\": \"1\"}', 'toast')"
         )
-        assert state.settle(new, "shop", actor=DBA) is None
+        assert phase_store.settle(new, "shop", actor=DBA) is None
         new.execute("delete from slackwater.reread")
-        assert state.settle(new, "shop", actor=DBA) is Phase.STREAMING
+        assert phase_store.settle(new, "shop", actor=DBA) is Phase.STREAMING
         # A `prepare` after an edit loads a table anew.
         new.execute("update slackwater.load set state = 'pending' where name = 'customer'")
-        assert state.settle(new, "shop", actor=DBA) is Phase.BACKFILLING
+        assert phase_store.settle(new, "shop", actor=DBA) is Phase.BACKFILLING
 
 
 def test_pause_and_resume(new: Connection) -> None:
     with new:
-        assert pause.paused(new, "shop", "apply") is None
-        assert pause.pause(new, "shop", "apply", reason="the report", by="dba")
-        assert not pause.pause(new, "shop", "apply", reason="the report", by="dba")
-        assert pause.pause(new, "shop", "apply", reason=None, by="dba")
-        found = pause.paused(new, "shop", "apply")
+        assert pauses.paused(new, "shop", "apply") is None
+        assert pauses.pause(new, "shop", "apply", reason="the report", by="dba")
+        assert not pauses.pause(new, "shop", "apply", reason="the report", by="dba")
+        assert pauses.pause(new, "shop", "apply", reason=None, by="dba")
+        found = pauses.paused(new, "shop", "apply")
         assert found is not None
         assert found.clause == "paused by dba"
-        assert pause.paused(new, "other", "apply") is None
-        assert pause.resume(new, "shop", "apply")
-        assert not pause.resume(new, "shop", "apply")
+        assert pauses.paused(new, "other", "apply") is None
+        assert pauses.resume(new, "shop", "apply")
+        assert not pauses.resume(new, "shop", "apply")
 
 
 def quarantined(conn: Connection, *keys: int) -> None:

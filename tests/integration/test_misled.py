@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from stream.bulk import apply_chunk
+from stream.backfill.bulk_insert import apply_chunk
 from tests.fixtures.databases import Databases
 from tests.fixtures.tape import Tape
 

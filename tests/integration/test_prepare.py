@@ -20,7 +20,7 @@ from connectors.postgres import session
 from schemas.direction import Direction
 from schemas.errors import Aborted, Refused, SlotLost
 from schemas.position import ZERO, Position
-from stream import prepared as documents
+from stream.migration import prepared as documents
 from tests.fixtures.preparing import NEW, OLD, TABLES, NotConfirmed, Shop
 from tests.fixtures.running import end, started_with
 

@@ -13,7 +13,7 @@ from connectors.postgres.session import Connection
 from schemas.reversal import How, Loss
 from schemas.roundtrip import ColumnVerdict, TableVerdict, Verdict
 from schemas.spec import Spec, parse_spec
-from stream import roundtrip as judging
+from stream.verify import roundtrip as judging
 from tests.fixtures.databases import Databases
 
 HEAD = "migration: m\nold: {dsn: '${OLD}'}\nnew: {dsn: '${NEW}', schema: app}\nkafka: {bootstrap: k}\n"

@@ -17,7 +17,7 @@ from schemas.plan import Plan
 from schemas.resolve import resolve
 from schemas.sequences import MARGIN_STEPS
 from schemas.spec import parse_spec
-from stream.prepared import plan_of
+from stream.migration.prepared import plan_of
 from tests.fixtures.databases import Databases
 
 OLD = """

@@ -12,9 +12,10 @@ import pytest
 from connectors.postgres import catalog, session
 from schemas.errors import ConfigError
 from schemas.spec import parse_spec
-from stream import ddl, planning, preflight
-from stream.init import first_file
-from stream.show import Part, show
+from stream import preflight
+from stream.planning import ddl, plan
+from stream.planning.init import first_file
+from stream.planning.show import Part, show
 from tests.fixtures.preparing import Shop
 from tests.integration.test_prepare import run
 
@@ -127,8 +128,8 @@ def test_plan_tells_what_will_happen(shop: Shop) -> None:
     )
     there = shop.with_(tables=shop.tables + "exclude: [orders]\n")
     with session.connect(shop.old) as old, session.connect(shop.new) as new:
-        report = planning.plan(there.spec, old, new)
-    text = planning.text(report)
+        report = plan.plan(there.spec, old, new)
+    text = plan.text(report)
     for expected in (
         "customer  (from, row by row; key id)",
         "account  (select, over mirrors of customers, profiles; key id)",
@@ -141,7 +142,7 @@ def test_plan_tells_what_will_happen(shop: Shop) -> None:
         "lower(",
     ):
         assert expected in text, text
-    document = planning.document(report)
+    document = plan.document(report)
     assert json.loads(json.dumps(document))["new"]["address"]["select"].startswith("select id as customer_id")
     assert document["problems"] == []
 

@@ -16,8 +16,8 @@ from schemas.direction import Direction, Side, slot_name
 from schemas.position import format_lsn
 from schemas.spec import parse_spec
 from stream.cli.screen import screen
-from stream.sides import Sides
-from stream.status import Watch
+from stream.monitoring.sessions import Sides
+from stream.status.document import Watch
 from tests.fixtures.databases import Databases
 from tests.fixtures.launch import completed
 from tests.fixtures.staged import FILE, Stage, gate, until

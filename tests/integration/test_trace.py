@@ -12,8 +12,9 @@ import pytest
 from connectors.postgres.session import connect
 from schemas.direction import Direction, Side
 from schemas.errors import ConfigError
-from stream import prepared, wiring
 from stream.cli import context
+from stream.migration import prepared
+from stream.runtime import process
 from stream.trace import trace as traced
 from tests.fixtures.preparing import Shop
 from tests.fixtures.running import Program, started_with
@@ -35,7 +36,7 @@ def test_rows_are_traced_to_what_wrote_them(program: Program, shop: Shop) -> Non
         with connect(shop.old) as old, connect(shop.new) as new:
             document = prepared.load(new, spec.migration)
             assert document is not None
-            at = wiring.tracing(spec, document, Direction.FORWARD, source=old, target=new, values=False)
+            at = process.tracing(spec, document, Direction.FORWARD, source=old, target=new, values=False)
             return json.loads(context.document(traced(at, table, key, side=side)))
 
     def written(table: str, key: str) -> list[Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from stream.backfill import LOOK_S
+from stream.backfill.role import LOOK_S
 from tests.fixtures.ledger import writing
 from tests.fixtures.tide import BALANCE, ENTRY, WRITERS, Tide
 

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import pytest
 
 from schemas.errors import Unavailable
-from stream.verification import Verdict
-from stream.verify import views
-from stream.verify.anew import load_anew
-from stream.verify.final import compare_now, pieces, ready
-from stream.verify.ground import NotReady
-from stream.verify.judging import Stopped
+from stream.verify import queries
+from stream.verify.final_check import compare_now, pieces, ready
+from stream.verify.judge import Stopped
+from stream.verify.preconditions import NotReady
+from stream.verify.reload_table import load_anew
 from stream.verify.sweep import Sweep
+from stream.verify.verdicts import Verdict
 from tests.fixtures.databases import Databases
 from tests.fixtures.filling import Filling, wait_for
 from tests.fixtures.verifying import corrupt, found, swept, task, verdict
@@ -63,7 +63,7 @@ tables:
 @pytest.fixture
 def loaded(databases: Databases, monkeypatch: pytest.MonkeyPatch) -> Iterator[Filling]:
     """Everything loaded, and small chunks, so that there are several of each table."""
-    monkeypatch.setattr(views, "CHUNK_ROWS", 500)
+    monkeypatch.setattr(queries, "CHUNK_ROWS", 500)
     made = Filling(databases, OLD, NEW, MAPPING)
     try:
         with made.streaming(), made.backfill():

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from stream.verification import Verdict
-from stream.verify.final import compare_now, ready
-from stream.verify.judging import Judge
+from stream.verify.final_check import compare_now, ready
+from stream.verify.judge import Judge
+from stream.verify.verdicts import Verdict
 from tests.fixtures.databases import Databases
 from tests.fixtures.filling import Filling
 from tests.fixtures.tape import MIGRATION

@@ -16,9 +16,9 @@ from connectors.postgres.target import Target
 from schemas.digest import held
 from schemas.direction import Direction
 from schemas.resolve import resolve
-from stream.verification import Verdict
-from stream.verify import judging, views
+from stream.verify import judge, queries
 from stream.verify.sweep import Sweep
+from stream.verify.verdicts import Verdict
 from tests.fixtures.databases import Databases, drop_database, fresh_database, with_database
 from tests.fixtures.filling import Filling
 from tests.fixtures.tape import MIGRATION
@@ -57,7 +57,7 @@ tables:
 
 @pytest.fixture
 def loaded(databases: Databases, monkeypatch: pytest.MonkeyPatch) -> Iterator[Filling]:
-    monkeypatch.setattr(views, "CHUNK_ROWS", 500)
+    monkeypatch.setattr(queries, "CHUNK_ROWS", 500)
     made = Filling(databases, OLD, NEW, MAPPING)
     try:
         with made.streaming(), made.backfill():
@@ -123,14 +123,14 @@ def test_timeouts_of_the_role_do_not_count(loaded: Filling) -> None:
 def test_a_row_that_waits_to_be_read_again_is_no_mismatch(loaded: Filling, monkeypatch: pytest.MonkeyPatch) -> None:
     corrupt(loaded, "delete from app.customer where id = 5", "delete from app.account where id = 7")
     Target(loaded.new, MIGRATION, Direction.FORWARD).ask_reread("customer", "customers", [{"id": "5"}], "a test")
-    monkeypatch.setattr(judging, "ROUNDS", 12)
+    monkeypatch.setattr(judge, "ROUNDS", 12)
     with loaded.streaming():
         tallies = swept(loaded)
         assert "wait to be read again" in str(tallies["customer"].problem)
         assert tallies["customer"].total == 0
         assert verdict(loaded).tables["customer"].state is not Verdict.CLEAN
         assert [f.key for f in tallies["account"].found] == [("7",)]  # the queue of one table is not another's
-        monkeypatch.setattr(judging, "ROUNDS", 40)
+        monkeypatch.setattr(judge, "ROUNDS", 40)
         with loaded.backfill():
             assert found(swept(loaded, only=["customer"])) == {}
 

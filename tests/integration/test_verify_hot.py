@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from connectors import local
-from stream.verify import views
+from stream.verify import queries
 from tests.fixtures.databases import Databases
 from tests.fixtures.filling import Filling
 from tests.fixtures.verifying import corrupt, found, swept
@@ -56,7 +56,7 @@ tables:
 
 @pytest.fixture
 def loaded(databases: Databases, monkeypatch: pytest.MonkeyPatch) -> Iterator[Filling]:
-    monkeypatch.setattr(views, "CHUNK_ROWS", 500)
+    monkeypatch.setattr(queries, "CHUNK_ROWS", 500)
     made = Filling(databases, OLD, NEW, MAPPING)
     try:
         with made.streaming(), made.backfill():

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from connectors.postgres.chunks import before_header
 from connectors.postgres.ranges import Chunk, cut, is_dense, pack, unpack
 from schemas.position import Lsn
-from stream.after import index_of
-from stream.claims import AIM_S, FIRST_ROWS, Sizer
+from stream.backfill.chunk_queue import AIM_S, FIRST_ROWS, Sizer
+from stream.backfill.post_load import index_of
 
 
 @given(

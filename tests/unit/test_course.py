@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connectors.postgres.ranges import Chunk
-from stream.verify.course import covers, gaps
+from stream.verify.coverage import covers, gaps
 
 
 def chunk(lower: int | None, upper: int | None) -> Chunk:

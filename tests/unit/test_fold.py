@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from schemas.change import Change, Image, Op
 from schemas.position import Lsn, Position
-from stream.fold import Folded
+from stream.engine.fold import Folded
 
 
 def folded(*changes: tuple[Op, Image | None, Image | None], feeding: tuple[str, ...] = ()) -> Folded:

@@ -9,9 +9,9 @@ import pytest
 from schemas.direction import Direction
 from schemas.gates import NAMES
 from schemas.spec import Spec, parse_spec
-from stream.clock import now
 from stream.gates import Facts, Gate, State, all_passed, judge
 from stream.gates.judge import HARD_FOR_ROLLBACK
+from stream.monitoring.clock import now
 
 NOTHING = Facts(at=now(), phase=None, turn=None, same_file=None)
 

@@ -10,8 +10,8 @@ import pytest
 from schemas.direction import Side
 from schemas.errors import Aborted
 from schemas.spec import load_spec
-from stream.turn import Order, hooks
-from stream.turn.turning import Turning
+from stream.cutover import Order, hooks
+from stream.cutover.attempt import Turning
 
 SECRET = "hunter2, the token"
 

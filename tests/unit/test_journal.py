@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.journal import GENESIS, Entry, first_break
+from stream.migration.journal import GENESIS, Entry, first_break
 
 STEPS = st.lists(
     st.tuples(

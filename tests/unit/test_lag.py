@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from schemas.errors import Unavailable
 from schemas.position import Lsn, format_lsn
-from stream.heartbeat import Beat
-from stream.lag import PROMPT_S, STUCK_S, Tracker, applied_lsn, state_of
-from stream.observe import SlotView, SourceView, TargetView
+from stream.monitoring.heartbeat import Beat
+from stream.monitoring.lag import PROMPT_S, STUCK_S, Tracker, applied_lsn, state_of
+from stream.monitoring.views import SlotView, SourceView, TargetView
 
 
 def beat(role: str = "capture", *, state: str = "running", age_s: float = 0.2, **fields: Any) -> Beat:

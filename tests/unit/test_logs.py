@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from connectors.postgres.session import secrets
-from stream import logs
+from stream.monitoring import logs
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 from prometheus_client.parser import text_string_to_metric_families
 
 from schemas.errors import SlotLost
-from stream.metrics import Metrics
-from stream.verify.ground import NotReady
+from stream.monitoring.metrics import Metrics
+from stream.verify.preconditions import NotReady
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stream.turn.outcome import follows
+from stream.cutover.outcome import follows
 
 COMMAND = "slackwater -c deploy/shop.yaml"
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import Refused
-from stream.phases import TRANSITIONS, Phase, allowed, may_cancel, may_finalize, reachable, require
+from stream.migration.phases import TRANSITIONS, Phase, allowed, may_cancel, may_finalize, reachable, require
 
 ENDS = {Phase.FINALIZED, Phase.CANCELLED}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from schemas.remedy import VERBS, on_file, throughout
 from stream.cli import VERBS as EVERY
-from stream.remedy import VERBS, on_file, throughout
 
 COMMAND = "slackwater -c 'my shop.yaml'"
 

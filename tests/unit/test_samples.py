@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from schemas.position import Lsn
-from stream.verify.samples import Sample, settle
+from stream.verify.evidence import Sample, settle
 
 KEY = ("1",)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from schemas.direction import Direction
-from stream import supervisor
-from stream.supervisor import RoleName, Supervisor
+from stream.runtime import supervisor
+from stream.runtime.supervisor import RoleName, Supervisor
 
 CAPTURE = RoleName("capture", Direction.FORWARD)
 APPLY = RoleName("apply", Direction.FORWARD)

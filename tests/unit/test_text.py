@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stream.cli import text
+from stream.cli import formatting
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from stream.cli import text
     ],
 )
 def test_seconds(value: float | None, shown: str) -> None:
-    assert text.seconds(value) == shown
+    assert formatting.seconds(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -36,9 +36,9 @@ def test_seconds(value: float | None, shown: str) -> None:
     ],
 )
 def test_size(value: int | None, shown: str) -> None:
-    assert text.size(value) == shown
+    assert formatting.size(value) == shown
 
 
 def test_columns_line_up_and_the_last_runs_free() -> None:
-    shown = text.columns([("a", "bb", "c c c"), ("aaa", "b", "")], header=("X", "Y", "Z"), indent=1)
+    shown = formatting.columns([("a", "bb", "c c c"), ("aaa", "b", "")], header=("X", "Y", "Z"), indent=1)
     assert shown == " X    Y   Z\n a    bb  c c c\n aaa  b"

@@ -9,9 +9,9 @@ import pytest
 
 from schemas.spec import Backfill as Options
 from schemas.spec import Verify
-from stream.heartbeat import Heartbeat
-from stream.metrics import Metrics
-from stream.throttle import Bucket, Health, Throttle
+from stream.backfill.throttle import Bucket, Health, Throttle
+from stream.monitoring.heartbeat import Heartbeat
+from stream.monitoring.metrics import Metrics
 from stream.verify.role import Continuous
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

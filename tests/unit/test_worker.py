@@ -9,10 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from schemas.errors import ConfigError, Halt, SlackwaterError, Superseded, Unavailable
-from stream import worker
-from stream.heartbeat import Heartbeat
-from stream.metrics import Metrics
-from stream.worker import NotYet, Role, Worker
+from stream.monitoring.heartbeat import Heartbeat
+from stream.monitoring.metrics import Metrics
+from stream.runtime import worker
+from stream.runtime.worker import NotYet, Role, Worker
 
 
 class Lives:

@@ -1,0 +1,1 @@
+"""What was there before the stream began, loaded chunk by chunk beside it: README.md follows a chunk through."""

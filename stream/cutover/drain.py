@@ -1,0 +1,169 @@
+"""Zero lag, proven: a token sent through the whole pipe is committed by the target, and nothing waits beside it."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from connectors.failpoint import failpoint
+from connectors.postgres import sequences
+from connectors.postgres import turn as turns
+from connectors.postgres.sequences import Pair
+from connectors.postgres.session import Connection, translated
+from schemas.direction import Direction, Side
+from schemas.errors import Aborted
+from stream.cutover.attempt import PACE_S, Turning
+from stream.migration.prepared import plan_for
+from stream.verify import final_check as verify
+
+COMPARE_S = 0.2
+COMPARE_PART = 0.06  # of the pause
+CATCH_UP_S = 60.0  # what is looked up after a failover's drain may take so long
+RESERVE = 0.1  # of the pause: what the steps after the token may take
+
+_WAITING = """
+select (select count(*) from slackwater.quarantine q
+         where q.migration = %(m)s and q.direction = %(d)s and q.state <> 'waived'),
+       (select count(*) from slackwater.reread r where r.migration = %(m)s and r.direction = %(d)s),
+       (select count(*) from slackwater.load l where l.migration = %(m)s and l.direction = %(d)s and l.state <> 'done'),
+       (select string_agg(role, ', ') from slackwater.role x
+         where x.migration = %(m)s and x.direction = %(d)s and x.state = 'halted'
+           and x.role not in ('backfill', 'verify'))
+"""
+
+
+def token(t: Turning, *, within_s: float, direction: Direction | None = None) -> float:
+    """Send a token and wait until the target has committed it; returns the seconds. Errors: Aborted in time.
+
+    It goes the way of the turn, if no other `direction` is named.
+    It goes out over another session than the one that holds, and is durable on the source before it is waited for.
+    """
+    word = secrets.token_hex(16)
+    began = time.monotonic()
+    way = direction or t.direction
+    turns.send_token(t.conns[way.source], t.migration, way, t.turn, word)
+    failpoint("turn.after_token_sent")
+    while not turns.token_seen(t.conns[way.target], t.migration, way, word):
+        t.may_go_on()
+        waited = time.monotonic() - began
+        if waited > within_s:
+            raise Aborted(
+                f"a token has not come through from {way.source} to {way.target} in {waited:.2f} s",
+                reasons=(f"{way} capture, Kafka, or {way} apply was too slow, or stands still",),
+                hint=f"{t.command} status",
+            )
+        time.sleep(PACE_S)
+    failpoint("turn.after_token")
+    return time.monotonic() - began
+
+
+def drain(t: Turning) -> None:
+    """Under the hold: everything that was written on the source is on the target. Errors: Aborted."""
+    with t.steps.step("drain"):
+        token(t, within_s=max(0.05, t.left_s() - RESERVE * t.order.max_pause_s))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What was looked up before anybody waits: the sequences, and what is compared; None: that gate is off."""
+
+    pairs: list[Pair]
+    compares: verify.Ready | None
+
+
+def look(t: Turning) -> Found:
+    """What the steps under the hold need. Errors: Refused for a file that is not the prepared one."""
+    assert t.prepared is not None
+    plan = plan_for(t.spec, t.prepared, t.direction)
+    source, target = t.conns[t.source], t.conns[t.to]
+    accepted = t.spec.roundtrip.accept if t.to is Side.OLD else ()
+    compares = t.spec.cutover.gates.verification.on
+    return Found(
+        pairs=sequences.pairs(source, target, plan),
+        compares=verify.ready(source, target, plan, accepted) if compares else None,
+    )
+
+
+def final(t: Turning, found: Found) -> None:
+    """Under the hold, once more: queues and halts on the target, and what was touched last. Errors: Aborted."""
+    with t.steps.step("check"):
+        waiting = unfinished(t.conns[t.to], t)
+        for gate in waiting.keys() & set(t.order.waive):
+            t.note(f"gone over: {waiting.pop(gate)}")
+        if waiting:
+            reasons = tuple(waiting.values())
+            raise Aborted("something came up at the last moment", reasons=reasons, hint=f"{t.command} status")
+        t.may_go_on()
+    if found.compares is not None:
+        with t.steps.step("compare"):
+            _compare(t, found.compares)
+            t.may_go_on()
+    failpoint("turn.after_check")
+
+
+def _compare(t: Turning, what: verify.Ready) -> None:
+    """The chunks written last, as many as there is time for: nobody writes, so what differs is wrong.
+
+    Errors: Aborted on the way there. On the way back it is said: the rows that are on new stay there.
+    """
+    budget_s = min(COMPARE_S, COMPARE_PART * t.order.max_pause_s)
+    done = verify.compare_now(
+        t.conns[t.source], t.conns[t.to], what, deadline_s=time.monotonic() + min(budget_s, t.left_s())
+    )
+    tables = sorted({piece.load for piece in done.differing})
+    if tables and t.to is Side.NEW:
+        raise Aborted(
+            "rows differ under the hold, when nobody writes",
+            reasons=tuple(f"{name} differs" for name in tables),
+            hint=f"{t.command} verify; where it finds both sides equal, cutover.gates.verification: off",
+        )
+    for name in tables:
+        t.note(f"{name} differs from what the reverse mapping makes of new: `verify --direction reverse` says where")
+
+
+def advance(t: Turning, found: Iterable[Pair]) -> None:
+    """Before `to` opens: set its sequences past the other side's, and past every value that is there."""
+    with t.steps.step("sequences"):
+        target = t.conns[t.to]
+        source, margins = (t.conns[t.source], 1) if t.source in t.conns else (target, 2)
+        moved = sequences.advance(source, target, found, migration=t.migration, side=t.to, turn=t.turn, margins=margins)
+        for one in moved:
+            if one.note:
+                t.note(f"sequence {one.sequence}: {one.note}")
+    failpoint("turn.after_sequences")
+
+
+def catch_up(t: Turning) -> None:
+    """What `look` and `advance` do for the sequences, for a side that a failover opens: after the drain.
+
+    A source that does not answer cannot say what it has given: what of it has come to this side speaks for it. Two
+    margins are kept: the one that it began with, and one for what it gave and did not send (which may be accepted yet).
+    """
+    assert t.prepared is not None
+    source, plan = t.conns.get(t.source), plan_for(t.spec, t.prepared, t.direction)
+    with t.answered(CATCH_UP_S):
+        found = sequences.pairs(source, t.conns[t.to], plan)
+        advance(t, found)
+    for pair in found if source is None else ():
+        if not any(column.tells for column in pair.here):
+            t.note(f"sequence {pair.own.spelled}: no row of {', '.join(pair.feeds)} tells what {t.source} has given")
+
+
+def unfinished(conn: Connection, t: Turning) -> dict[str, str]:
+    """What of the direction is not on its target, as far as the target itself knows, by the gate that speaks of it."""
+    with translated("the final check"):
+        row: Any = conn.execute(_WAITING, {"m": t.migration, "d": t.direction.value}).fetchone()
+    quarantined, rereads, loads, halted = row
+    found = {}
+    if quarantined:
+        found["quarantine"] = f"{quarantined} rows are in quarantine"
+    if rereads:
+        found["reread"] = f"{rereads} rows wait to be read again"
+    if loads and t.to is Side.NEW:
+        found["backfill"] = f"{loads} tables are not loaded"
+    if halted:
+        found["roles"] = f"{t.direction} {halted} has halted"
+    return found

@@ -1,0 +1,143 @@
+"""What an engine runs: the loads and the staging tables of a plan, built from the plan and the target's catalog."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from connectors.postgres.mirror import mirror_key, spelled
+from connectors.postgres.session import Connection, translated
+from schemas.control import MIRROR_SCHEMA, mirror_name
+from schemas.mapping import Feed, Mapping, Output
+from schemas.names import qualified, quote
+from schemas.plan import Plan
+from schemas.table import Table
+from stream.engine.mapping_sql import Load, columns
+from stream.engine.staging import Stage
+
+
+def mirror_mapping(source: Table) -> Mapping:
+    """A mirror, written as what it is: a mapping that copies every streamed column."""
+    names = tuple(c.name for c in source.columns if not c.generated)
+    key = mirror_key(source)
+    return Mapping(
+        target=source.name,
+        text=f"select {columns(names)} from {quote(source.name)}",
+        origin="copy",
+        sources=(source.name,),
+        row_local=True,
+        key=key,
+        owner=key,
+        feeds={
+            source.name: Feed(
+                source=source.name,
+                query=f"select {columns(key)} from {quote(source.name)}",
+                columns=frozenset(key),
+                restrict=tuple(quote(k) for k in key),
+            )
+        },
+        outputs=tuple(
+            Output(name=n, expression=quote(n), deps=frozenset({(source.name, n)}), plain=(source.name, n))
+            for n in names
+        ),
+        row_deps=frozenset(),
+        reads={source.name: names},
+        fingerprint="",
+    )
+
+
+def loads(conn: Connection, plan: Plan) -> dict[str, Load]:
+    """Every load of the plan by name, mirrors first."""
+    made: dict[str, Load] = {}
+    for source in plan.mirrors:
+        mapping = mirror_mapping(plan.sources[source])
+        table = plan.sources[source]
+        types = {c.name: spelled(conn, c.type) for c in table.columns}
+        typed = dataclasses.replace(
+            table,
+            schema=MIRROR_SCHEMA,
+            name=mirror_name(plan.migration, plan.direction, source),
+            columns=tuple(
+                dataclasses.replace(c, type=types[c.name], identity="", generated="")
+                for c in table.columns
+                if not c.generated
+            ),
+        )
+        name = f"mirror:{source}"
+        made[name] = Load(name=name, number=len(made), mapping=mapping, schema=MIRROR_SCHEMA, table=typed)
+    for mapping in plan.mappings:
+        made[mapping.target] = Load(
+            name=mapping.target,
+            number=len(made),
+            mapping=mapping,
+            schema=plan.target_schema,
+            table=plan.targets[mapping.target],
+        )
+    return made
+
+
+def stages(conn: Connection, plan: Plan) -> dict[str, Stage]:
+    """One stage per source table, with the columns that any load reads."""
+    made = {}
+    for number, (name, table) in enumerate(plan.sources.items()):
+        key = mirror_key(table)
+        read = set(key)
+        watched = set(key)
+        naming: set[str] = set()
+        for mapping in plan.reading(name):
+            read.update(mapping.reads.get(name, ()))
+            if name in mapping.feeds:
+                watched |= mapping.feeds[name].columns
+                naming |= mapping.feeds[name].columns - set(key) if mapping.row_local else set()
+        if name in plan.mirrors:
+            read.update(c.name for c in table.columns if not c.generated)
+        kept = [c for c in table.columns if c.name in read]
+        made[name] = Stage(
+            number=number,
+            source=table,
+            key=key,
+            names=tuple(c.name for c in kept),
+            types=tuple(spelled(conn, c.type) for c in kept),
+            watched=frozenset(watched),
+            naming=frozenset(naming),
+            mirrored=name in plan.mirrors,
+            moves_alone=any(set(plan.targets[m.target].column_names) - set(m.columns) for m in plan.reading(name)),
+        )
+    return made
+
+
+def parents_first(conn: Connection, loads: dict[str, Load]) -> tuple[str, ...]:
+    """Load names so that a table referred to by a foreign key comes before the tables that refer to it.
+
+    Cycles are broken anywhere: they need deferrable keys, or a role that may skip the checks.
+    """
+    places = {x.into: name for name, x in loads.items()}
+    with translated("reading the target's foreign keys"):
+        rows = conn.execute(
+            "select distinct n.nspname, c.relname, fn.nspname, fc.relname from pg_constraint k "
+            "join pg_class c on c.oid = k.conrelid join pg_namespace n on n.oid = c.relnamespace "
+            "join pg_class fc on fc.oid = k.confrelid join pg_namespace fn on fn.oid = fc.relnamespace "
+            "where k.contype = 'f' and c.oid <> fc.oid"
+        ).fetchall()
+    parents: dict[str, set[str]] = {name: set() for name in loads}
+    for schema, table, parent_schema, parent in rows:
+        child, above = places.get(qualified(schema, table)), places.get(qualified(parent_schema, parent))
+        if child is not None and above is not None:
+            parents[child].add(above)
+    order: list[str] = []
+    left = list(loads)
+    while left:
+        free = [n for n in left if not parents[n] - set(order)] or left[:1]
+        order += free
+        left = [n for n in left if n not in order]
+    return tuple(order)
+
+
+def direct_sources(plan: Plan, stages: dict[str, Stage], loads: dict[str, Load]) -> frozenset[str]:
+    """The sources whose small batches need no temporary table: all their loads are row by row and leave no gaps."""
+
+    def straight(source: str) -> bool:
+        reading = [x for x in loads.values() if source in x.mapping.sources]
+        ok = all(x.mapping.row_local and x.mapping.key and not x.leaves_gaps for x in reading)
+        return ok and source not in plan.mirrors and not stages[source].feeding
+
+    return frozenset(s for s in plan.sources if straight(s))

@@ -1,0 +1,89 @@
+"""Gates on what surrounds the stream: tables nobody mapped, fences, foreign keys, statistics, grants, identities."""
+
+from __future__ import annotations
+
+from schemas.direction import Side
+from schemas.spec import Spec
+from stream.gates.facts import Facts, Stream
+from stream.gates.gate import Gate, failed, listed, passed, unknown
+from stream.monitoring.clock import rfc3339
+
+
+def unmapped_columns(facts: Facts, c: str) -> Gate:
+    remedy = f"map or exclude them, then {c} prepare"
+    if facts.strangers is None:
+        return unknown("unmapped_columns", "a side does not answer", remedy)
+    if facts.strangers:
+        return failed("unmapped_columns", f"nothing reads {listed(facts.strangers)}", remedy)
+    return passed("unmapped_columns", "none")
+
+
+def fence(stream: Stream, side: Side, c: str) -> Gate:
+    if stream.unfenced is None:
+        return unknown("fence", f"{side} does not answer", f"{c} prepare")
+    if stream.unfenced:
+        return failed("fence", f"no fence on {listed(stream.unfenced)}", f"{c} prepare")
+    return passed("fence", "none missing")
+
+
+def foreign_keys(facts: Facts, spec: Spec, c: str) -> Gate:
+    """By the forward applier's last look for orphans: replica role has written past these keys."""
+    options, again = spec.cutover.gates.foreign_keys, f"{c} gates --recheck"
+    if facts.foreign_keys is None:
+        return unknown("foreign_keys", facts.blind or "new does not answer", f"{c} status")
+    if facts.foreign_keys == 0:
+        return passed("foreign_keys", "new has none")
+    look = facts.orphans
+    if look is None:
+        return unknown("foreign_keys", f"{facts.foreign_keys} keys, not looked at yet", again)
+    when = f"looked at {rfc3339(look.at)}"
+    if not look.current:
+        return unknown("foreign_keys", f"the keys have changed since they were {when}", again)
+    counted = [o for o in look.orphans if o.key not in options.except_]
+    bad = [f"{o.rows:,} rows of {o.child} refer to no row of {o.parent} ({o.key})" for o in counted if o.rows]
+    if bad:
+        remedy = f"mend them on old, where they come from, then {again}; or name the key under cutover.gates"
+        return failed("foreign_keys", f"{listed(bad)}, {when}", remedy)
+    if look.age_s > options.max_age_s:
+        return unknown("foreign_keys", f"{when}, longer ago than {options.max_age_s:g} s", again)
+    blind = [f"{o.key}: {o.why}" for o in counted if o.rows is None]
+    if blind:
+        return unknown("foreign_keys", f"not looked at: {listed(blind)}", again)
+    return passed("foreign_keys", f"{len(counted)} hold, {when}")
+
+
+def statistics(facts: Facts, c: str) -> Gate:
+    if facts.unanalysed is None:
+        return unknown("statistics", facts.blind or "new does not answer", f"{c} status")
+    if facts.unanalysed:
+        remedy = "; ".join(f"analyze {name}" for name in facts.unanalysed[:5])
+        return failed("statistics", f"not analysed since they were loaded: {listed(facts.unanalysed)}", remedy)
+    return passed("statistics", "analysed since loaded")
+
+
+def grants(facts: Facts, c: str) -> Gate:
+    if facts.lacking is None or facts.strange_roles is None:
+        other = "new does not answer" if facts.same_file is None else "the mappings are not the ones that were prepared"
+        return unknown("grants", facts.blind or other, f"{c} status")
+    said = []
+    if facts.strange_roles:
+        said.append(f"roles that write on old are not there on new: {listed(facts.strange_roles)}")
+    if facts.lacking:
+        said.append(f"{len(facts.lacking)} grants are missing on new")
+    if not said:
+        return passed("grants", "every role that writes on old can write on new")
+    made = [f"create role {name}" for name in facts.strange_roles]
+    remedy = "; ".join([*made, *facts.lacking][:5])
+    more = len(made) + len(facts.lacking) - 5
+    remedy += f" (and {more} more: `gates --json` has all)" if more > 0 else ""
+    return failed("grants", "; ".join(said), f"{remedy} -- or name them under cutover.gates.grants.except")
+
+
+def replica_identity(facts: Facts, c: str) -> Gate:
+    if facts.unidentified is None:
+        return unknown("replica_identity", facts.blind or "new does not answer", f"{c} status")
+    if facts.unidentified:
+        remedy = "; ".join(f"alter table {name} replica identity full" for name in facts.unidentified[:5])
+        detail = f"the way back cannot name the old rows of {listed(facts.unidentified)}"
+        return failed("replica_identity", detail, f"{remedy} -- or give them a primary key")
+    return passed("replica_identity", "every table of new names its rows")

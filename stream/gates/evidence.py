@@ -1,0 +1,62 @@
+"""Gates on what was proven: that every row is there and right, and that the way back loses nothing."""
+
+from __future__ import annotations
+
+from schemas.direction import Direction
+from schemas.spec import Spec
+from stream.gates.facts import Facts, Stream
+from stream.gates.gate import Gate, failed, listed, passed, unknown
+from stream.monitoring.clock import rfc3339
+from stream.verify.verdicts import Verdict
+
+
+def verification(stream: Stream, spec: Spec, direction: Direction, c: str) -> Gate:
+    """By the oldest verdict on any table, given under the file as it is prepared."""
+    verify = f"{c} verify" + ("" if direction is Direction.FORWARD else f" --direction {direction}")
+    found = stream.verification
+    if found is None:
+        return unknown("verification", f"{direction.target} does not answer", f"{c} status")
+    wrong = {name: t for name, t in found.tables.items() if t.state is Verdict.MISMATCHED}
+    if wrong:
+        rows = listed(f"{t.mismatched:,} rows of {name}" for name, t in wrong.items())
+        return failed("verification", f"not as they should be: {rows}", f"{verify} --repair")
+    mended = [name for name, t in found.tables.items() if t.state is Verdict.REPAIRED]
+    if mended:
+        return failed("verification", f"repaired, and not compared since: {listed(mended)}", verify)
+    problems = {n: p for n, p in found.problems.items() if found.tables[n].state is not Verdict.CLEAN}
+    if problems:
+        name, problem = next(iter(problems.items()))
+        return failed("verification", f"{name} could not be compared: {problem['cause']}", str(problem["remedy"]))
+    never = [n for n, t in found.tables.items() if t.state in (Verdict.PENDING, Verdict.RUNNING)]
+    if never:
+        running = ", a pass is under way" if found.state is Verdict.RUNNING else ""
+        return unknown("verification", f"not compared under this file: {listed(never)}{running}", verify)
+    if found.age_s is None or found.at is None:
+        return unknown("verification", "no table is mapped", verify)
+    limit, when = spec.verify.max_age_s, f"the oldest pass began at {rfc3339(found.at)}"
+    if found.age_s > limit:
+        return failed("verification", f"{when}, longer ago than {limit:g} s", verify)
+    rows_ = sum(t.rows or 0 for t in found.tables.values())
+    return passed("verification", f"{len(found.tables)} tables clean, {rows_:,} rows, {when}")
+
+
+def roundtrip(facts: Facts, spec: Spec, c: str) -> Gate:
+    """By the newest verdict on old -> new -> old; what is accepted is what the file accepts now."""
+    look = f"{c} roundtrip"
+    if facts.foreign_keys is None:  # read in the same look at new
+        return unknown("roundtrip", facts.blind or "new does not answer", f"{c} status")
+    kept = facts.roundtrip
+    if kept is None:
+        return unknown("roundtrip", "never tried", look)
+    when = f"tried at {rfc3339(kept.at)}"
+    if kept.fingerprint != spec.fingerprint:
+        return unknown("roundtrip", f"{when}, with another file", look)
+    verdict = kept.verdict.judged(spec)
+    if verdict.unjudged:
+        said = listed(f"{t.table}: {t.problem}" for t in verdict.unjudged)
+        return unknown("roundtrip", f"could not be judged: {said}", look)
+    if verdict.losses:
+        return failed("roundtrip", f"lost on the way back: {listed(verdict.losses)}, {when}", look)
+    taken = spec.roundtrip.accept
+    accepted = f", but for what is accepted: {listed(taken)}" if taken else ""
+    return passed("roundtrip", f"nothing is lost on the way back{accepted}, {when}")

@@ -1,0 +1,14 @@
+"""The durable record of one migration: what was prepared, its phase, its journal, its pauses, its topics.
+
+prepared       what `prepare` and `arm` fixed, as one document on new: roles work from it, not from today's catalog
+phases         the one table of what may follow what (pure)
+phase_store    the phase, read and moved on new, each move with its journal entry
+journal        who did what, when: a chain of hashes on new
+turn_journal   what the journal says of turns; history, never the authority
+pauses         the emergency brake: a row per thing that is paused
+topics         a flow's topics in Kafka: made, known again by their ids, taken away
+
+New is the home of all this; each side's own turn row, which says who takes writes, is `connectors.postgres.control`'s.
+
+Deliberately absent: any judgement. Whether a phase may move is in the table; whether it should is for the verbs.
+"""
