@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from schemas.errors import Halt
 from schemas.gates import NAMES
+from stream.cli import VERBS
 from stream.monitoring.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -93,3 +95,19 @@ def test_the_readme_of_a_package_knows_its_modules(package: str) -> None:
     text = (ROOT / package.split("/", maxsplit=1)[0] / "README.md").read_text()
     names = {p.stem for p in (ROOT / package).iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
     assert sorted(name for name in names - {"__init__"} if f"`{name}`" not in text and f"`{name}/`" not in text) == []
+
+
+ROOMS = sorted(p.parent.name for p in (ROOT / "stream").glob("*/__init__.py"))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_words_of_a_room_know_its_modules(room: str) -> None:
+    """In its README or in its docstring; of `cli`, what is no verb."""
+    folder = ROOT / "stream" / room
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    if (folder / "README.md").exists():
+        text += (folder / "README.md").read_text()
+    names = {p.stem for p in folder.glob("*.py")} - {"__init__"}
+    if room == "cli":
+        names -= {verb.module for verb in VERBS}
+    assert sorted(name for name in names if not re.search(rf"`{name}`|^{name}\b", text, re.MULTILINE)) == []
