@@ -26,13 +26,16 @@ Finder = Callable[[exp.Column], Column | None]
 class Inverse:
     """`sql` computes the old column from new's. `loses` is empty when it is lossless, else what does not come back.
 
-    `cuts` says which values that new may hold, and old never gave, would not come back as they are.
+    `cuts` says which values that new may hold, and old never gave, would not come back as they are. `new` is the column
+    of new that it is read from, `forward` the expression that new's column is filled by; empty where it is a constant.
     """
 
     column: str
     sql: str
     loses: str = ""
     cuts: str = ""
+    new: str = ""
+    forward: str = ""
 
 
 def invert(node: exp.Expr, new: Column, spelled: str, find: Finder) -> Inverse:
@@ -48,7 +51,14 @@ def invert(node: exp.Expr, new: Column, spelled: str, find: Finder) -> Inverse:
         sql=_assigned(sql, spelled, type_of_column(column), held),
         loses=_listed(turn.loses),
         cuts=_listed(turn.cuts) or _narrower(held, type_of_column(column), turn.plain),
+        new=new.name,
+        forward=node.transform(_bare).sql(dialect="postgres", comments=False),
     )
+
+
+def _bare(node: exp.Expr) -> exp.Expr:
+    """A column without its table: one piece reads one table."""
+    return exp.column(node.this.copy()) if isinstance(node, exp.Column) else node
 
 
 def _assigned(sql: str, spelled: str, column: Type, held: Type) -> str:

@@ -20,7 +20,7 @@ from schemas.names import readable
 from schemas.select_from import conjuncts
 from schemas.shape import Item, Relation, Shape, kind_of
 from schemas.sql_text import name_of, parse
-from schemas.table import Column, Table
+from schemas.table import Column, Reference, Table
 
 Tables = Map[str, Table]
 
@@ -30,8 +30,8 @@ class Piece:
     """An old table's rows as one new table holds them.
 
     `whole`: every row of the old table is in it. `filter` is the forward mapping's WHERE, over the old table alone;
-    `witness` the new column that is not null only where the old row was there. `failed` says why a column has no way
-    back here.
+    `witnesses` the new columns that are null where the old row was not there, and not all of them where it was.
+    `failed` says why a column has no way back here. `references` are the new table's foreign keys.
     """
 
     old: str
@@ -42,7 +42,20 @@ class Piece:
     failed: dict[str, str] = field(default_factory=dict)
     whole: bool = True
     filter: list[exp.Expr] = field(default_factory=list)
-    witness: str | None = None
+    witnesses: tuple[str, ...] = ()
+    references: tuple[Reference, ...] = ()
+
+    def within(self, other: Piece) -> bool:
+        """Whether a foreign key says that each of its rows has a row of the same old key in the other table."""
+        pairs = [(self.columns[k], other.columns[k]) for k in self.key]
+        return any(
+            r.table == other.new
+            and all(
+                (mine.new, theirs.new) in zip(r.columns, r.to, strict=True) and mine.forward == theirs.forward
+                for mine, theirs in pairs
+            )
+            for r in self.references
+        )
 
     def apart(self, other: Piece) -> bool:
         """Whether no old row is in both: their filters ask for two values of one column."""
@@ -131,7 +144,13 @@ class _Reader:
         if self.mapping.key and not (self.mapping.row_local or set(self.mapping.key) <= set(equal)):
             return self._useless(table, "a row of it may be in several rows there")
         first = relation is self.shape.relations[0]
-        piece = Piece(old=table.name, new=self.target.name, mapping=self.mapping, key=table.key)
+        piece = Piece(
+            old=table.name,
+            new=self.target.name,
+            mapping=self.mapping,
+            key=table.key,
+            references=tuple(r for r in self.target.references if r.schema == self.target.schema),
+        )
         piece.whole = first and not self.inner and not self.conditions
         self._columns(piece, table, relation, equal)
         missing = [k for k in table.key if k not in piece.columns or piece.columns[k].loses]
@@ -143,8 +162,8 @@ class _Reader:
         if not table.key and self.mapping.key:
             return self._useless(table, f"{table.name} has no key")
         if relation.nullable:
-            piece.witness = self._witness(table)
-            if piece.witness is None:
+            piece.witnesses = self._witnesses(table)
+            if not piece.witnesses:
                 return self._useless(table, "nothing there says whether it had a row at all")
         if self.mapping.row_local:
             piece.filter = self.conditions
@@ -191,11 +210,13 @@ class _Reader:
         item: Item | None = relation.items.get(name)
         return None if item is None or item.origin is None else table.column(item.origin[1])
 
-    def _witness(self, table: Table) -> str | None:
-        for item in self.shape.outputs:
-            if item.origin is not None and item.origin[0] == table.name and table.column(item.origin[1]).not_null:
-                return item.name
-        return None
+    def _witnesses(self, table: Table) -> tuple[str, ...]:
+        """All of its columns that are taken over bare. With none of them NOT NULL on old, a row may leave no trace.
+
+        New may hold a row in which the NOT NULL one alone is missing: what the others hold must not vanish with it.
+        """
+        bare = {o.name: o.origin[1] for o in self.shape.outputs if o.origin is not None and o.origin[0] == table.name}
+        return tuple(bare) if any(table.column(c).not_null for c in bare.values()) else ()
 
     def _useless(self, table: Table, why: str) -> Useless:
         return Useless(old=table.name, new=self.target.name, why=why, reads=self.mapping.reads[table.name])

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from collections.abc import Mapping as Map
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from schemas import reverse
 from schemas.control import MIRROR_SCHEMA, mirror_name
@@ -37,13 +37,15 @@ Tables = Map[str, Table]
 class Resolution:
     """`mappings` can be used only when there are no `problems`. `streamed` are all sources that are read, in the
     tables' order; `mirrors` those of them that some mapping joins or aggregates. `reversals` are each old column's way
-    back (reverse only), tables that have none included."""
+    back (reverse only), tables that have none included. `strays` are, by old table, the new tables of which a row that
+    stands alone comes back to nothing."""
 
     mappings: tuple[Mapping, ...]
     mirrors: tuple[str, ...]
     streamed: tuple[str, ...]
     problems: tuple[Problem, ...]
     reversals: tuple[Reversal, ...] = ()
+    strays: Map[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def resolve(spec: Spec, direction: Direction, sources: Tables, targets: Tables) -> Resolution:
@@ -78,6 +80,7 @@ def _reverse(spec: Spec, new: Tables, old: Tables) -> Resolution:
     written = {d.target for d in made}
     reversals = [r for d in made if d.target in old for r in reverse.written(d, old[d.target])]
     scopes: dict[str, str] = {}
+    strays: dict[str, tuple[str, ...]] = {}
     unmade = [Problem(cause=c, remedy=r, where=e.place) for e in added.values() for c, r in _useless(e, old, forward)]
     for way in reverse.derive(forward, old, new, added):
         if way.table in written:
@@ -90,12 +93,15 @@ def _reverse(spec: Spec, new: Tables, old: Tables) -> Resolution:
         made.append(_derived(spec, way, added.get(way.table), new))
         if way.scope is not None:
             scopes[way.table] = way.scope
+        if way.strays:
+            strays[way.table] = way.strays
     resolution = _resolved(spec, direction, made, new, old)
     return dataclasses.replace(
         resolution,
         mappings=tuple(dataclasses.replace(m, scope=scopes.get(m.target)) for m in resolution.mappings),
         problems=tuple(dict.fromkeys((*resolution.problems, *unmade))),
         reversals=tuple(reversals),
+        strays=strays,
     )
 
 

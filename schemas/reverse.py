@@ -1,7 +1,8 @@
 """The way back, derived: for each old table the SELECT over new tables that gives its rows again.
 
 Invariant: what is derived never guesses. A row is taken from a new table only where that table says which old row it
-is; a column only where its expression can be turned round; what is not derived is named, with why.
+is; a column only where its expression can be turned round; what is not derived is named, with why. The rows begin at
+the new table that has a row of every key that any of them has: a row without its children comes back, too.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ Forward = Sequence[tuple[Draft, Mapping]]
 class Derived:
     """One old table's way back. `text` is None where there is none, and `why` says what is in the way.
 
-    `scope` is the condition on old rows that the way back speaks of, where it does not speak of all of them.
+    `scope` is the condition on old rows that the way back speaks of, where it does not speak of all of them. `strays`
+    are the new tables that it joins and whose rows, where they stand alone, no row of old can hold.
     """
 
     table: str
@@ -39,6 +41,7 @@ class Derived:
     origin: str = "derived"
     why: str = ""
     scope: str | None = None
+    strays: tuple[str, ...] = ()
     reversals: list[Reversal] = field(default_factory=list)
 
 
@@ -60,7 +63,8 @@ def derive(forward: Forward, old: Tables, new: Tables, entries: Map[str, TableEn
 def _derive(table: Table, forward: Forward, old: Tables, new: Tables, entry: TableEntry | None) -> Derived:
     found = _pieces(table, forward, old, new, qualified=True)
     usable = [p for p in found if isinstance(p, Piece)]
-    choice = _choose(table, usable)
+    given = dict(entry.set_) if entry is not None else {}
+    choice = _choose(table, usable, given)
     failed = _failed(table, found)
     if isinstance(choice, str):
         why = "; ".join([choice, *(f"{p.new}: {p.why}" for p in found if isinstance(p, Useless))])
@@ -73,7 +77,6 @@ def _derive(table: Table, forward: Forward, old: Tables, new: Tables, entry: Tab
     made = Derived(table=table.name)
     if choice.parts[0].mapping.origin == "copy":
         made.origin = "copy"
-    given = dict(entry.set_) if entry is not None else {}
     text = _text(table, choice, given)
     made.reversals = [_reversal(table.name, c.name, choice, given, failed) for c in table.columns if not c.generated]
     if not table.key:
@@ -85,6 +88,7 @@ def _derive(table: Table, forward: Forward, old: Tables, new: Tables, entry: Tab
             return made
     made.text = text
     made.scope = _scope(table, choice, old)
+    made.strays = tuple(p.new for p in choice.joined if not _within(p, choice.parts[0], usable))
     return made
 
 
@@ -98,7 +102,7 @@ def _pieces(table: Table, forward: Forward, old: Tables, new: Tables, *, qualifi
     ]
 
 
-def _choose(table: Table, usable: list[Piece]) -> _Choice | str:
+def _choose(table: Table, usable: list[Piece], given: Map[str, str]) -> _Choice | str:
     """Where the rows come from, or why they come from nowhere."""
     if not usable:
         return "no new table gives its rows back"
@@ -108,7 +112,7 @@ def _choose(table: Table, usable: list[Piece]) -> _Choice | str:
             return _side_by_side(usable)
         names = ", ".join(p.new for p in usable)
         return f"{names} each hold a part of its rows, and it is not said that no row is in two of them"
-    base = max(whole or usable, key=_worth)
+    base = _first(table, whole or usable, usable, given)
     choice = _Choice(parts=[base], columns=dict(base.columns))
     if not table.key:
         return choice
@@ -117,7 +121,49 @@ def _choose(table: Table, usable: list[Piece]) -> _Choice | str:
         if better:
             choice.joined.append(piece)
             choice.columns |= better
+    for piece in choice.joined:
+        if not _within(piece, base, usable) and _alone(table, piece, given):
+            return _apart(base, piece)
     return choice
+
+
+def _first(table: Table, candidates: list[Piece], usable: list[Piece], given: Map[str, str]) -> Piece:
+    """The table that the others' rows lean on; where no foreign key says so, one that is a row of old by itself."""
+
+    def rank(piece: Piece) -> tuple[object, ...]:
+        leaning = sum(_within(other, piece, usable) for other in usable if other is not piece)
+        return (leaning, _alone(table, piece, given), *_worth(piece))
+
+    return max(candidates, key=rank)
+
+
+def _within(piece: Piece, base: Piece, usable: Sequence[Piece]) -> bool:
+    """Whether each row of the piece has its row in the base, by foreign keys from table to table."""
+    reached, before = [piece], 0
+    while before < len(reached):
+        before = len(reached)
+        reached += [p for p in usable if p not in reached and any(q.within(p) for q in reached)]
+    return base in reached
+
+
+def _alone(table: Table, piece: Piece, given: Map[str, str]) -> bool:
+    """Whether old could hold a row of which nothing is known but what the piece knows."""
+    return all(
+        c.name in piece.columns or c.name in given or c.has_default or c.identity or c.generated
+        for c in table.columns
+        if c.not_null
+    )
+
+
+def _apart(base: Piece, piece: Piece) -> str:
+    """Why a row that one of two tables alone holds would not come back."""
+    mine, theirs = ([p.columns[k].new for k in p.key] for p in (piece, base))
+    key = f"({', '.join(map(readable, mine))}) references {readable(base.new)} ({', '.join(map(readable, theirs))})"
+    return (
+        f"its rows are in {base.new} and in {piece.new}, and new may hold one in either of them alone, which the other"
+        f" does not know of: say on new which of them has every row (alter table {readable(piece.new)} add foreign key"
+        f" {key}; or the other way round)"
+    )
 
 
 def _worth(piece: Piece) -> tuple[int, int]:
@@ -170,14 +216,19 @@ def _one(
     source = readable(base.new)
     for piece in joined:
         keys = [f"{piece.columns[k].sql} = {base.columns[k].sql}" for k in base.columns if k in _key(base, piece)]
-        there = [f"{readable(piece.new)}.{readable(piece.witness)} is not null"] if piece.witness else []
+        there = [f"({_there(piece, f'{readable(piece.new)}.')})"] if piece.witnesses else []
         source += f"\nleft join {readable(piece.new)} on {' and '.join([*keys, *there])}"
     name = f"{readable(base.new)}." if joined else ""
-    where = f"where {name}{readable(base.witness)} is not null" if base.witness else ""
+    where = f"where {_there(base, name)}" if base.witnesses else ""
     short = f"select {', '.join(items)} from {source} {where}".rstrip()
     if len(short) <= 100 and "\n" not in short:
         return short
     return ("select " + ",\n       ".join(items) + f"\nfrom {source}\n{where}").rstrip()
+
+
+def _there(piece: Piece, name: str) -> str:
+    """Whether the old row was there at all. `name` stands before each column."""
+    return " or ".join(f"{name}{readable(w)} is not null" for w in piece.witnesses)
 
 
 def _key(base: Piece, other: Piece) -> tuple[str, ...]:
@@ -206,8 +257,8 @@ def _made_of(part: Piece, old: Tables) -> str:
         same = [f"{part.columns[k].sql} = q.{quote(k)}" for k in part.key]
     else:
         same = [f"{i.sql} is not distinct from q.{quote(c)}" for c, i in part.columns.items()]
-    if part.witness:
-        same.append(f"{readable(part.new)}.{readable(part.witness)} is not null")
+    if part.witnesses:
+        same.append(f"({_there(part, f'{readable(part.new)}.')})")
     made = bound(part.mapping.text, bindings)
     return f"exists (select from (\n{made}\n) {readable(part.new)} where {' and '.join(same)})"
 

@@ -123,7 +123,12 @@ class Finalize(Part):
 
 
 class Roundtrip(Part):
-    accept: list[str] = Field(default_factory=list)
+    accept: list[str] = Field(
+        default_factory=list,
+        description="losses that were read and accepted, as `roundtrip` and `plan` name them: a column of old"
+        " (customers.fax), a table of old (audit), one of new that nothing on old is fed by (new.sales), rows that new"
+        " can hold and old would never hear of (new.address:alone, new.item.price:digits)",
+    )
 
 
 class Quarantine(Part):

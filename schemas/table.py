@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 
 class Identity(StrEnum):
@@ -31,6 +33,22 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """One foreign key that PostgreSQL enforces, over every row: `columns` of the table refer to `to` of another."""
+
+    name: str
+    columns: tuple[str, ...]
+    schema: str
+    table: str
+    to: tuple[str, ...]
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Reference:
+        """From what the catalog, or a document that was kept, says of it."""
+        return cls(**{**document, "columns": tuple(document["columns"]), "to": tuple(document["to"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """A table that can be read or written: ordinary or partitioned, never a leaf of a partitioned one.
 
@@ -38,7 +56,7 @@ class Table:
     `identity_columns` are what an UPDATE or DELETE sends of the old row: the primary key (DEFAULT), an index's
     columns (INDEX), every column (FULL), nothing (NOTHING, or DEFAULT without a primary key).
     `uniques` are the columns of each unique index that tells any two rows apart at every moment, as the primary key
-    does: valid, immediate, over all rows, of NOT NULL columns alone.
+    does: valid, immediate, over all rows, of NOT NULL columns alone. `references` are its foreign keys.
     """
 
     schema: str
@@ -52,6 +70,7 @@ class Table:
     rows_estimate: int = 0
     bytes_estimate: int = 0
     uniques: tuple[tuple[str, ...], ...] = ()
+    references: tuple[Reference, ...] = ()
 
     @property
     def column_names(self) -> tuple[str, ...]:

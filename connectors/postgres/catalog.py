@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from connectors.postgres.session import Connection, translated
-from schemas.table import Column, Identity, Table
+from schemas.table import Column, Identity, Reference, Table
 
 # The columns of each index of table `c` that tells any two of its rows apart at every moment, the primary key's aside.
 UNIQUES = """
@@ -22,6 +22,26 @@ UNIQUES = """
           where i.indrelid = c.oid and i.indisunique and i.indisvalid and i.indimmediate and not i.indisprimary
             and i.indpred is null and i.indexprs is null and k.ord <= i.indnkeyatts
           group by i.indexrelid, i.indnkeyatts having count(*) = i.indnkeyatts) u), '[]')
+"""
+
+# The foreign keys of table `c` that hold for all of its rows at the end of every transaction. A temporal one means
+# something else by its columns.
+REFERENCES = """
+       coalesce((select pg_catalog.json_agg(pg_catalog.json_build_object(
+                   'name', k.conname, 'schema', pn.nspname, 'table', p.relname,
+                   'columns', (select pg_catalog.json_agg(a.attname order by x.n)
+                                 from pg_catalog.unnest(k.conkey) with ordinality x(c, n)
+                                 join pg_catalog.pg_attribute a on a.attrelid = k.conrelid and a.attnum = x.c),
+                   'to', (select pg_catalog.json_agg(a.attname order by x.n)
+                            from pg_catalog.unnest(k.confkey) with ordinality x(c, n)
+                            join pg_catalog.pg_attribute a on a.attrelid = k.confrelid and a.attnum = x.c))
+                   order by k.conname)
+                   from pg_catalog.pg_constraint k
+                   join pg_catalog.pg_class p on p.oid = k.confrelid
+                   join pg_catalog.pg_namespace pn on pn.oid = p.relnamespace
+                  where k.conrelid = c.oid and k.contype = 'f' and k.conparentid = 0 and k.convalidated
+                    and coalesce((pg_catalog.to_jsonb(k) operator(pg_catalog.->>) 'conenforced')::bool, true)
+                    and not coalesce((pg_catalog.to_jsonb(k) operator(pg_catalog.->>) 'conperiod')::bool, false)), '[]')
 """
 
 # A primary key that is checked only later is none here: rows may share a key for a while, so that a change does not say
@@ -51,11 +71,12 @@ select c.oid::bigint, c.relname, c.relkind = 'p', c.relreplident,
             then (select coalesce(sum(pg_catalog.pg_table_size(t.relid)), 0)
                     from pg_catalog.pg_partition_tree(c.oid) t where t.isleaf)
             else pg_catalog.pg_table_size(c.oid) end::bigint,
-       /* uniques */
+       /* uniques */,
+       /* references */
   from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
  where n.nspname = %s and c.relkind in ('r', 'p') and not c.relispartition
  order by c.relname
-""".replace("/* uniques */", UNIQUES)
+""".replace("/* uniques */", UNIQUES).replace("/* references */", REFERENCES)
 
 _UNIQUES_OF = """
 select coalesce((select json_agg(a.attname)
@@ -108,7 +129,7 @@ def _column(row: list[Any]) -> Column:
 
 
 def _table(schema: str, row: tuple[Any, ...], columns: tuple[Column, ...]) -> Table:
-    oid, name, partitioned, letter, key, by_index, rows, size, uniques = row
+    oid, name, partitioned, letter, key, by_index, rows, size, uniques, references = row
     identity = Identity(letter)
     sent: tuple[str, ...]
     match identity:
@@ -132,6 +153,7 @@ def _table(schema: str, row: tuple[Any, ...], columns: tuple[Column, ...]) -> Ta
         rows_estimate=rows,
         bytes_estimate=size,
         uniques=tuple(tuple(columns) for columns in uniques),
+        references=tuple(Reference.of(found) for found in references),
     )
 
 

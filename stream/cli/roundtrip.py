@@ -17,7 +17,10 @@ from stream.verify import roundtrip as judging
 
 
 def roundtrip() -> None:
-    """Take every old row to new and back, in the database, and say which columns do not come back as they were."""
+    """Take every old row to new and back, in the database, and say which columns do not come back as they were.
+
+    Then try rows that only new can hold, made and rolled back: which old never hears of, and which it would refuse.
+    """
     spec = context.spec()
     with (
         context.asking(),
@@ -36,7 +39,7 @@ def roundtrip() -> None:
 def document(migration: str, verdict: Verdict) -> dict[str, Any]:
     """The verdict as `roundtrip --json` prints it."""
     result = "unjudged" if verdict.unjudged else "lossy" if verdict.losses else "lossless"
-    if result == "lossless" and any(c.loss is not Loss.LOSSLESS for c in verdict.columns):
+    if result == "lossless" and _gave_something_up(verdict):
         result = "accepted"
     return {"migration": migration, "result": result, "losses": list(verdict.losses), **verdict.document()}
 
@@ -48,10 +51,32 @@ def screen(verdict: Verdict, *, held: bool) -> str:
     lossy = [c for c in verdict.columns if c.loss is not Loss.LOSSLESS and c.loss is not Loss.UNKNOWN]
     if lossy:
         lines += ["", "What does not come back as it was", *(f"  {_column(c)}" for c in lossy)]
+    lines += _made(verdict)
     lines += ["", _conclusion(verdict)]
     if not held:
         lines.append("Not kept: the migration is not prepared yet.")
     return "\n".join(lines)
+
+
+def _made(verdict: Verdict) -> list[str]:
+    """Rows that only new can hold: what would be lost, what old would refuse, what was not tried."""
+    lost = [m for m in verdict.made or () if m.lost]
+    refused = [m for m in verdict.made or () if not m.lost]
+    apart = [o for o in verdict.one_way if o.of_new]
+    lines: list[str] = []
+    if lost or apart:
+        lines += ["", "What new can hold, and old would never hear of"]
+        lines += [f"  {o.name}{'  (accepted)' if o.accepted else ''}  {o.why}" for o in apart]
+        lines += [f"  {m.name}  lost{' (accepted)' if m.accepted else ''}: {m.why}\n    {m.remedy}" for m in lost]
+    if refused:
+        lines += [
+            "",
+            "What new can hold, and old would refuse: such a row waits in the quarantine, and stops a rollback",
+        ]
+        lines += [f"  {m.name}{'  (accepted)' if m.accepted else ''}  {m.why}" for m in refused]
+    if verdict.untried:
+        lines += ["", "Not tried", *(f"  {said}" for said in verdict.untried)]
+    return lines
 
 
 def _table(table: TableVerdict, columns: Sequence[ColumnVerdict]) -> str:
@@ -94,9 +119,15 @@ def _conclusion(verdict: Verdict) -> str:
         return f"{len(verdict.unjudged)} tables could not be judged, so nothing is proven."
     if verdict.losses:
         return (
-            f"Not lossless: {', '.join(verdict.losses)}.\nWrite these columns under `reverse`, or accept what you have"
+            f"Not lossless: {', '.join(verdict.losses)}.\nWrite them under `reverse`, or accept what you have"
             f" read: `roundtrip: {{accept: [{', '.join(verdict.losses)}]}}`"
         )
-    if any(c.loss is not Loss.LOSSLESS for c in verdict.columns):
+    if _gave_something_up(verdict):
         return "Nothing is lost but what the file accepts."
     return "Lossless: every old row comes back as it was."
+
+
+def _gave_something_up(verdict: Verdict) -> bool:
+    """Where nothing is lost that was not accepted: whether anything was."""
+    columns = any(c.loss is not Loss.LOSSLESS for c in verdict.columns)
+    return columns or bool(verdict.one_way) or any(m.lost for m in verdict.made or ())

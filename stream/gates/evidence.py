@@ -57,6 +57,10 @@ def roundtrip(facts: Facts, spec: Spec, c: str) -> Gate:
         return unknown("roundtrip", f"could not be judged: {said}", look)
     if verdict.losses:
         return failed("roundtrip", f"lost on the way back: {listed(verdict.losses)}, {when}", look)
+    if verdict.made is None:
+        return unknown("roundtrip", f"{when}, by a version that did not try rows that only new can hold", look)
     taken = spec.roundtrip.accept
     accepted = f", but for what is accepted: {listed(taken)}" if taken else ""
-    return passed("roundtrip", f"nothing is lost on the way back{accepted}, {when}")
+    refused = f"; old would refuse {listed(verdict.refused)}" if verdict.refused else ""
+    untried = f"; not tried: {listed(verdict.untried)}" if verdict.untried else ""
+    return passed("roundtrip", f"nothing is lost on the way back{accepted}{refused}{untried}, {when}")

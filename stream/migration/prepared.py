@@ -18,8 +18,9 @@ from schemas.errors import Halt, Refused
 from schemas.plan import Plan
 from schemas.position import Lsn, format_lsn, parse_lsn
 from schemas.resolve import Resolution, finish, resolve
+from schemas.reversal import Loss
 from schemas.spec import Spec
-from schemas.table import Column, Identity, Table
+from schemas.table import Column, Identity, Reference, Table
 
 VERSION = 1
 
@@ -132,6 +133,14 @@ def plan_for(spec: Spec, prepared: Prepared, direction: Direction) -> Plan:
     sources, targets = prepared.tables(direction)
     resolution = resolve(spec, direction, sources, targets)
     flow = prepared.flow(direction)
+    if not resolution.problems and (gone := set(flow.mappings) - {m.target for m in resolution.mappings}):
+        raise Refused(
+            f"this version of slackwater finds no {direction} mapping of {', '.join(sorted(gone))}, which was prepared",
+            reasons=tuple(
+                f"{r.table}: {r.why}" for r in resolution.reversals if r.table in gone and r.loss is Loss.LOST
+            ),
+            hint="`slackwater plan` says why; write it in the file and prepare again, or run the version that prepared",
+        )
     plan = plan_of(spec, direction, resolution, sources, targets, flow.topics, flow.outputs)
     return replace(plan, canary=flow.canary, canary_topic=flow.canary_topic)
 
@@ -193,6 +202,7 @@ def _table(doc: Map[str, Any]) -> Table:
             **doc,
             "columns": tuple(Column(**column) for column in doc["columns"]),
             "uniques": tuple(tuple(columns) for columns in doc.get("uniques", ())),
+            "references": tuple(Reference.of(found) for found in doc.get("references", ())),
             "key": tuple(doc["key"]),
             "identity": Identity(doc["identity"]),
             "identity_columns": tuple(doc["identity_columns"]),

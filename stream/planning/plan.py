@@ -16,6 +16,7 @@ from schemas.draft import matching
 from schemas.mapping import Mapping
 from schemas.resolve import Resolution, resolve
 from schemas.reversal import How, Reversal
+from schemas.roundtrip import OneWay, one_way
 from schemas.spec import Spec
 from schemas.table import Table
 from stream import preflight
@@ -144,11 +145,22 @@ def _way_back(report: Report) -> list[str]:
             lines += [f"      {line}" for line in mapping.text.strip().splitlines()]
             if mapping.scope is not None:
                 lines.append(f"    other rows stay as they are; these are meant: {' '.join(mapping.scope.split())}")
+            lines += [
+                f"    a row of new's {stray} that stands alone does not come back: no row of {name} can hold it"
+                for stray in report.back.strays.get(name, ())
+            ]
         alike: dict[str, list[str]] = defaultdict(list)
         for reversal in columns:
             alike[_said(reversal)].append(reversal.column)
         lines += [f"    {', '.join(names)}: {said}" for said, names in alike.items()]
+    if left := _one_way(report):
+        lines += ["", "  No way back (`arm` refuses what `roundtrip.accept` does not name)"]
+        lines += [f"    {o.name}{' (accepted)' if o.accepted else ''}: {o.why}" for o in left]
     return lines or ["  nothing is read, so nothing comes back"]
+
+
+def _one_way(report: Report) -> tuple[OneWay, ...]:
+    return one_way(report.spec, [m.target for m in report.resolution.mappings], report.back)
 
 
 def _said(reversal: Reversal) -> str:
@@ -174,6 +186,7 @@ def _back_document(report: Report) -> dict[str, Any]:
             "origin": texts[name].origin if name in texts else None,
             "select": texts[name].text if name in texts else None,
             "scope": texts[name].scope if name in texts else None,
+            "strays": list(report.back.strays.get(name, ())),
             "columns": {
                 r.column: {
                     "how": str(r.how), "loss": str(r.loss), "expression": r.expression or None, "why": r.why or None,
@@ -248,6 +261,7 @@ def document(report: Report) -> dict[str, Any]:
             for m in r.mappings
         },
         "back": _back_document(report),
+        "one_way": [{"name": o.name, "why": o.why, "accepted": o.accepted} for o in _one_way(report)],
         "streamed": list(r.streamed),
         "mirrors": list(r.mirrors),
         "dependents": [{"table": t.table, "kind": t.kind, "name": t.detail} for t in report.dependents],

@@ -12,10 +12,11 @@ from connectors.postgres import catalog, mirror, slots
 from connectors.postgres.session import Connection
 from schemas.direction import Direction, Side, slot_name
 from schemas.resolve import Resolution, resolve
+from schemas.roundtrip import one_way
 from schemas.spec import Spec
 from schemas.table import Table
 from stream.migration.prepared import Prepared
-from stream.preflight import bindings, identity, name_conflicts, server, tables
+from stream.preflight import bindings, identity, name_conflicts, reverse_checks, server, tables
 from stream.preflight.bindings import Outputs
 from stream.preflight.finding import Findings, listed
 
@@ -61,6 +62,10 @@ def examine(spec: Spec, old: Connection, new: Connection, prepared: Prepared, *,
     resolution = resolve(spec, REVERSE, assumed, targets)
     for problem in resolution.problems:
         found.problem("mapping", problem.cause, problem.remedy, problem.where)
+    if not resolution.problems:
+        for table in one_way(spec, prepared.forward.mappings, resolution):
+            if not table.accepted:
+                found.problem("one_way", table.why, reverse_checks.named(table.name), spec.place("reverse"))
     streamed = {name: sources[name] for name in resolution.streamed if name in sources}
     tables.source(new, Side.NEW, streamed, full, found)
     written = {m.target: targets[m.target] for m in resolution.mappings if m.target in targets}

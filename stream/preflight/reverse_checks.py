@@ -12,7 +12,7 @@ from connectors.postgres.session import Connection
 from schemas.direction import Direction
 from schemas.resolve import Resolution, resolve
 from schemas.reversal import Loss, Reversal
-from schemas.roundtrip import accepted
+from schemas.roundtrip import accepted, one_way
 from schemas.spec import Spec
 from schemas.table import Table
 from stream.preflight import bindings, identity
@@ -45,7 +45,12 @@ def examine(
         return
     if not found.problems:  # old may not even take a temporary table: what is wrong with it is said by now
         _servers(spec, old, new, sources, assumed, back, found)
-    _lost(spec, back.reversals, found)
+    forward = resolve(spec, Direction.FORWARD, sources, targets)
+    for table in one_way(spec, [m.target for m in forward.mappings], back):
+        if not table.accepted:
+            cause = f"{table.why}; `arm` refuses that until it is accepted by name"
+            found.warning("one_way", cause, named(table.name), table.name)
+    _lost(spec, back, found)
     _narrower(back.reversals, found)
 
 
@@ -70,24 +75,29 @@ def _servers(
             found.warning("way_back", f"{problem.cause} (derived: nothing is armed with it)", remedy, problem.where)
 
 
-def _lost(spec: Spec, reversals: Iterable[Reversal], found: Findings) -> None:
-    """What does not come back at all, table by table."""
+def named(name: str) -> str:
+    """What to do about a table without a way back. `name` is as `roundtrip.accept` has it."""
+    table = name if "." not in name else "<old table>"
+    remedy = f"write its SELECT over new tables: `reverse: [{{to: {table}, select: ...}}]`"
+    if "." in name:
+        remedy = f"let an old table's SELECT read it: `reverse: [{{to: {table}, select: ...}}]`"
+    return f"{remedy}; {ACCEPT.format(names=name)}"
+
+
+def _lost(spec: Spec, back: Resolution, found: Findings) -> None:
+    """Columns that do not come back, table by table; tables that have no way back at all are named as such."""
+    returned = {m.target for m in back.mappings}
     lost: dict[tuple[str, str], list[Reversal]] = defaultdict(list)
-    whole: dict[str, bool] = defaultdict(lambda: True)
-    for reversal in reversals:
-        whole[reversal.table] &= reversal.loss is Loss.LOST
-        if reversal.loss is Loss.LOST and not accepted(spec, reversal.table, reversal.column):
+    for reversal in back.reversals:
+        if reversal.table not in returned or reversal.loss is not Loss.LOST:
+            continue
+        if not accepted(spec, reversal.table, reversal.column):
             lost[reversal.table, reversal.why].append(reversal)
     for (table, why), columns in lost.items():
         names = [f"{table}.{r.column}" for r in columns]
-        if whole[table]:
-            cause = f"old table {table} has no way back: {why}"
-            remedy = f"write its SELECT over new tables: `reverse: [{{to: {table}, select: ...}}]`"
-            remedy += f"; {ACCEPT.format(names=table)}"
-        else:
-            cause = f"{listed(names)} {'have' if len(names) > 1 else 'has'} no way back: {why}; a row of new does not"
-            cause += " change it, and one inserted there takes old's default"
-            remedy = f"{WRITE.format(table=table, column=columns[0].column)}; {ACCEPT.format(names=', '.join(names))}"
+        cause = f"{listed(names)} {'have' if len(names) > 1 else 'has'} no way back: {why}; a row of new does not"
+        cause += " change it, and one inserted there takes old's default"
+        remedy = f"{WRITE.format(table=table, column=columns[0].column)}; {ACCEPT.format(names=', '.join(names))}"
         found.warning("way_back_lost", cause, remedy, table)
 
 

@@ -1,4 +1,5 @@
-"""`roundtrip`: old -> new -> old over the real rows, table by table and chunk by chunk, before anybody relies on it.
+"""`roundtrip`: old -> new -> old over the real rows, table by table and chunk by chunk, before anybody relies on it;
+and rows that only new can hold, made and taken back (`made_rows`).
 
 Invariant: what could not be judged is never called lossless; a verdict belongs to one file, and to no other.
 """
@@ -21,10 +22,11 @@ from schemas.errors import PrivilegeMissing, Refused, SlackwaterError, Unavailab
 from schemas.mapping import Mapping as TableMapping
 from schemas.resolve import Resolution, resolve
 from schemas.reversal import How, Loss, Reversal
-from schemas.roundtrip import ColumnVerdict, TableVerdict, Verdict
+from schemas.roundtrip import ColumnVerdict, TableVerdict, Verdict, one_way
 from schemas.spec import Spec
 from schemas.table import Table
 from stream.preflight import Findings, ddl, identity
+from stream.verify.made_rows import try_made_rows
 
 CHUNK_ROWS = 50_000
 TOOK_LONG_S = 5.0
@@ -68,6 +70,7 @@ def roundtrip(spec: Spec, old: Connection, new: Connection, say: Callable[[str],
         _usable(forward, back)
         read = {name for m in back.mappings for name in m.sources}
         composed.prepare_types(old, new, [targets[name] for name in targets if name in read])
+        made, untried = try_made_rows(spec, (old, new), (sources, targets), forward, back, say)
     writers = {m.target: m for m in forward.mappings}
     columns = _by_table(back.reversals)
     ways = {m.target: m for m in back.mappings}
@@ -78,7 +81,13 @@ def roundtrip(spec: Spec, old: Connection, new: Connection, say: Callable[[str],
         table, verdicts = judge.table(sources[name], ways.get(name))
         tables.append(table)
         said += verdicts
-    return Verdict(tables=tuple(tables), columns=tuple(said)).judged(spec)
+    return Verdict(
+        tables=tuple(tables),
+        columns=tuple(said),
+        one_way=one_way(spec, [m.target for m in forward.mappings], back),
+        made=made,
+        untried=untried,
+    ).judged(spec)
 
 
 def _usable(*resolutions: Resolution) -> None:

@@ -35,4 +35,4 @@ def test_the_demo_s_shop_comes_back(databases: Databases) -> None:
     assert not verdict.unjudged
     lossy = {f"{c.table}.{c.column}": c.rows for c in verdict.columns if c.loss is not Loss.LOSSLESS}
     assert not verdict.losses, lossy
-    assert set(lossy) == set(spec.roundtrip.accept) == {"customers.fax"}
+    assert {*lossy, "new.customer_sales"} == set(spec.roundtrip.accept)

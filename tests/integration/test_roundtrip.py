@@ -70,7 +70,7 @@ CUSTOMER = """
 create type mood as enum ('good', 'bad', 'worse');
 create table customer (id bigint primary key, name varchar(40) not null, email text, mood mood not null,
                        credit numeric(12, 2) not null);
-create table address (customer_id integer primary key, street text not null, city text);
+create table address (customer_id integer primary key references customer, street text not null, city text);
 """
 SPLIT = """
 drop: [customers.fax]
@@ -145,7 +145,9 @@ tables:
 
 def test_a_written_way_back_is_judged_too(pair: Pair) -> None:
     pair.old.execute(MERGE_OLD)
-    pair.new.execute("create table account (id integer primary key, login text not null, bio text, letters boolean)")
+    pair.new.execute(
+        "create table account (id integer primary key, login text not null, bio text, letters boolean not null)"
+    )
     verdict = pair.judge(MERGE)
     assert {c.loss for c in verdict.columns if c.table == "users"} == {Loss.LOSSLESS}
     assert {c.loss for c in verdict.columns if c.table == "profiles"} == {Loss.LOST}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from schemas.direction import Direction
 from schemas.mapping import Mapping
 from schemas.resolve import Resolution, resolve
 from schemas.spec import Spec, parse_spec
-from schemas.table import Column, Identity, Table
+from schemas.table import Column, Identity, Reference, Table
 
 HEAD = "migration: m\nold: {dsn: a}\nnew: {dsn: b, schema: app}\nkafka: {bootstrap: k}\n"
 
@@ -34,6 +35,13 @@ def table(name: str, columns: str, key: str = "id", identity: Identity = Identit
     keys = tuple(k for k in key.split(",") if k)
     sent = {Identity.DEFAULT: keys, Identity.FULL: tuple(c.name for c in made)}.get(identity, ())
     return Table(schema="public", name=name, columns=tuple(made), key=keys, identity=identity, identity_columns=sent)
+
+
+def referring(child: Table, *columns: str, to: str, keys: tuple[str, ...] = ("id",)) -> Table:
+    """The table with a foreign key."""
+    name = f"{child.name}_{'_'.join(columns)}_fkey"
+    key = Reference(name=name, columns=columns, schema=child.schema, table=to, to=keys)
+    return replace(child, references=(*child.references, key))
 
 
 def spec(text: str) -> Spec:

@@ -12,7 +12,7 @@ from schemas.direction import Direction
 from schemas.resolve import Resolution, resolve
 from schemas.reversal import How, Loss, Reversal
 from schemas.table import Column, Identity, Table
-from tests.unit.tables import only, refusals, spec, table
+from tests.unit.tables import only, referring, refusals, spec, table
 
 CUSTOMERS = table("customers", "id integer!, cust_nm text!, email, fax, street, city")
 CUSTOMER = table("customer", "id integer!, name text!, email")
@@ -82,6 +82,88 @@ tables:
     assert "address" in of(r, "customers.city").why
 
 
+SPLIT = """
+drop: [customers.fax]
+tables:
+  - {to: customer, select: "select id, cust_nm as name from customers"}
+  - {to: address, select: "select id as customer_id, email, street, city from customers"}
+"""
+NAMED = table("customer", "id integer!, name text!")
+CHILD = table("address", "customer_id integer!, email, street, city", key="customer_id")
+BARE = table("customers", "id integer!, cust_nm, email, fax, street, city")
+
+
+@pytest.mark.parametrize("child", [CHILD, referring(CHILD, "customer_id", to="customer")])
+def test_a_split_begins_at_the_table_that_is_a_row_of_old_by_itself(child: Table) -> None:
+    """The child knows more columns, but a customer is one without an address, too."""
+    r = back(SPLIT, [CUSTOMERS], [NAMED, child])
+    assert only(r).text.endswith("from customer\nleft join address on address.customer_id = customer.id")
+    assert r.strays == ({} if child.references else {"customers": ("address",)})
+
+
+def test_the_child_is_where_a_split_begins_when_the_other_leans_on_it() -> None:
+    r = back(SPLIT, [BARE], [referring(NAMED, "id", to="address", keys=("customer_id",)), CHILD])
+    assert only(r).text.endswith("from address\nleft join customer on customer.id = address.customer_id")
+    assert not r.strays
+
+
+def test_a_split_of_which_either_part_may_stand_alone_is_not_derived() -> None:
+    r = back(SPLIT, [BARE], [NAMED, CHILD])
+    assert not r.mappings
+    assert not r.problems
+    assert "new may hold one in either of them alone" in of(r, "customers.email").why
+    assert "add foreign key (id) references address (customer_id)" in of(r, "customers.email").why
+    assert only(back(SPLIT, [BARE], [NAMED, referring(CHILD, "customer_id", to="customer")])).sources == (
+        "customer",
+        "address",
+    )
+
+
+@pytest.mark.parametrize(
+    "child",
+    [
+        referring(CHILD, "customer_id", to="customer", keys=("number",)),
+        referring(CHILD, "email", to="customer"),
+        referring(CHILD, "customer_id", to="elsewhere"),
+    ],
+)
+def test_a_foreign_key_over_other_columns_does_not_say_where_the_rows_are(child: Table) -> None:
+    parent = table("customer", "id integer!, number integer!, name")
+    text = SPLIT.replace("cust_nm as name", "cust_nm as name, id + 7 as number")
+    assert not back(text, [BARE], [parent, child]).mappings
+
+
+def test_a_foreign_key_between_keys_that_are_computed_otherwise_says_nothing() -> None:
+    text = SPLIT.replace("id as customer_id", "id + 1 as customer_id")
+    assert not back(text, [BARE], [NAMED, referring(CHILD, "customer_id", to="customer")]).mappings
+    text = text.replace("select id, cust_nm", "select id + 1 as id, cust_nm")
+    assert of(back(text, [BARE], [NAMED, referring(CHILD, "customer_id", to="customer")]), "customers.city").why == ""
+
+
+def test_a_chain_of_foreign_keys_leads_to_where_the_rows_begin() -> None:
+    text = """
+drop: [customers.fax]
+tables:
+  - {to: c, select: "select id, cust_nm as name from customers"}
+  - {to: d, select: "select id, email from customers"}
+  - {to: e, select: "select id, street, city from customers where street is not null"}
+"""
+    c, d, e = table("c", "id integer!, name"), table("d", "id integer!, email"), table("e", "id integer!, street, city")
+    r = back(text, [BARE], [c, referring(d, "id", to="c"), referring(e, "id", to="d")])
+    assert "\nfrom c\nleft join" in only(r).text
+    assert only(r).sources == ("c", "e", "d")
+    assert not back(text, [BARE], [c, referring(d, "id", to="c"), e]).mappings
+
+
+def test_a_column_set_under_reverse_makes_a_row_of_it() -> None:
+    """What only the file can say of a column, it says of each row."""
+    older = replace(BARE, columns=(*BARE.columns, *table("x", "vat text!").columns))
+    text = SPLIT.replace("[customers.fax]", "[customers.fax, customers.vat]")
+    text += "reverse: [{to: customers, set: {vat: \"'none'\"}}]\n"
+    r = back(text, [older], [NAMED, referring(CHILD, "customer_id", to="customer")])
+    assert "\nfrom customer\nleft join address" in only(r).text
+
+
 def test_a_filter_leaves_other_rows_as_they_are() -> None:
     text = "drop: [customers.fax, customers.cust_nm, customers.email]\n"
     text += "reverse: [{to: customers, set: {cust_nm: \"''\"}}]\ntables:\n"
@@ -104,7 +186,9 @@ def test_a_merge_is_taken_apart() -> None:
     text += ' on p.user_id = u.id"}]\n'
     r = back(text, [USERS, PROFILES], [table("account", "id integer!, login, bio, mood")])
     assert only(r, "users").text == "select id, login from account"
-    assert only(r, "profiles").text == "select id as user_id, bio, mood from account where mood is not null"
+    assert only(r, "profiles").text == (
+        "select id as user_id, bio, mood from account where bio is not null or mood is not null"
+    )
     assert r.mirrors == ()
 
 

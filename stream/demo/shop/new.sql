@@ -9,7 +9,7 @@ create table customer (
   email text,
   phone text,
   status customer_status not null,
-  born date,
+  born date check (isfinite(born)),
   credit numeric(12, 2) not null,
   notes text
 );
@@ -47,7 +47,7 @@ create table customer_sales (
 
 create table product (sku text primary key, title text not null, price numeric(12, 2) not null);
 
-create table product_tag (sku text, place bigint, tag text not null, primary key (sku, place));
+create table product_tag (sku text references product, place bigint, tag text not null, primary key (sku, place));
 
 create table page_view (viewed_at timestamp(0) not null, path text not null, visitor integer);
 alter table page_view replica identity full;  -- no key: the way back knows its rows by all of their columns
