@@ -192,6 +192,7 @@ create table if not exists slackwater.verification (   -- the verdict on each ta
   mismatched bigint not null default 0, missing bigint not null default 0, extra bigint not null default 0,
   differing bigint not null default 0,
   listed jsonb not null default '[]',  -- [{"kind", "key", "columns"}]: no values but those of keys
+  unrepresented jsonb not null default '{}',  -- {"source table": {"rows", "fault", "keys"}}: without a counterpart here
   pass_began_at timestamptz,           -- of the pass under way; null: none is
   pass_fingerprint text, pass_listed jsonb not null default '[]',
   pass_mismatched bigint not null default 0,

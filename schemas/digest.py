@@ -131,6 +131,20 @@ def _there(value: str, column: Column, bases: Map[str, str]) -> str:
     return f"{value}::text" if type_ == _PADDED else value
 
 
+# Equal values of these are compared as they are: their equality is the type's own, on every server.
+_NATIVE = frozenset(
+    {"smallint", "integer", "bigint", "oid", "boolean", "uuid", "date", "bytea", "numeric", "real", "double precision"}
+    | {"interval", "timestamp without time zone", "timestamp with time zone", "time without time zone"}
+)
+
+
+def comparable(value: str, column: Column, bases: Map[str, str]) -> str:
+    """A value as the target's column would hold it, spelled so that `=` finds the rows that belong together."""
+    cast = _as_target(value, column, bases)
+    type_ = bases.get(column.type, column.type).partition("(")[0]
+    return cast if type_ in _NATIVE and not cast.endswith("::text") else f'({cast})::text collate "C"'
+
+
 # Statements.
 
 

@@ -159,6 +159,12 @@ def taken(spec: Spec, made: MadeVerdict) -> bool:
     return not names.isdisjoint(spec.roundtrip.accept)
 
 
+def staying(spec: Spec, tables: Iterable[str]) -> tuple[str, ...]:
+    """The tables of new of which rows that old never hears of are accepted."""
+    taken = set(spec.roundtrip.accept)
+    return tuple(t for t in tables if not taken.isdisjoint((of_new(t), f"{of_new(t)}:{Kind.ALONE}")))
+
+
 def of_new(table: str) -> str:
     """How `roundtrip.accept` names a table of new; old's tables go by their bare names."""
     return f"{NEW}{table}"

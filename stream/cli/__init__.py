@@ -2,7 +2,8 @@
 
 Beside the verbs: `context` is what each of them shares, `formatting` figures and columns, `screen` how `status` looks
 to a person; `turn_output` and `turn_answer` are what verbs that turn share, `end_output` what `cancel` and `finalize`
-do; `exit_paths` decides how a command line ends, with the exit codes of `schemas.exits`.
+do; `verify_output` is what `verify` answers; `exit_paths` decides how a command line ends, with the exit codes of
+`schemas.exits`.
 
 Deliberately absent: decisions. A verb reads its options, calls one room, and prints.
 """

@@ -16,12 +16,12 @@ from connectors.postgres.session import Connection
 from connectors.postgres.sight import Sight
 from schemas import exits
 from schemas.direction import Direction, Side
-from schemas.errors import Aborted, ConfigError, Refused, SlackwaterError
+from schemas.errors import Aborted, ConfigError
 from schemas.plan import Plan
 from schemas.spec import Spec
 from stream.backfill.reread import assert_closed
 from stream.backfill.throttle import Throttle
-from stream.cli import context, formatting
+from stream.cli import context, formatting, verify_output
 from stream.migration import journal, prepared
 from stream.migration.pauses import paused
 from stream.runtime import process
@@ -34,9 +34,8 @@ from stream.verify.preconditions import WAIT_S, assert_loaded, guard, wanted
 from stream.verify.role import figures, health_of, throttled
 from stream.verify.sweep import Sweep
 from stream.verify.task import Tally
-from stream.verify.verdicts import Store, Verdict, Verification, latest
+from stream.verify.verdicts import Store, latest
 
-SHOWN = 20  # mismatches of a table on the screen; --json has all that are kept
 LINE_S = 5.0  # between two lines of progress where no terminal is
 REPAIR_S = 120.0
 
@@ -84,13 +83,13 @@ def verify(
             seconds = time.monotonic() - began
         asked = _repair(spec, plan, new, target, tallies, stop) if repair else None
         found = latest(target, spec.migration, direction, fingerprint=document.fingerprint, targets=names)
-    follows = _next(spec, found, tallies, repair=repair)
+    next_ = verify_output.follows(spec, direction, found, tallies, repaired=bool(asked and asked["rows"]))
     context.show(
-        _document(spec, direction, found, tallies, asked, follows, values=show_values)
-        | {"seconds": round(seconds, 3), "next": follows},
-        lambda: _screen(found, tallies, follows, values=show_values),
+        verify_output.document(spec, direction, found, tallies, asked, next_, values=show_values)
+        | {"seconds": round(seconds, 3), "next": next_},
+        lambda: verify_output.screen(spec, plan, found, tallies, next_, values=show_values, repair=repair),
     )
-    if any(t.total for t in tallies.values()):
+    if any(t.total or t.lost for t in tallies.values()):
         raise typer.Exit(exits.NO)
     if any(t.problem for t in tallies.values()):
         raise typer.Exit(exits.FAILED)
@@ -212,98 +211,3 @@ def _repair(
     if left:
         context.note(f"{left:,} rows (or tables) still wait to be read again: is `slackwater run backfill` running?")
     return {"rows": total, "tables": tables, "refused": refused, "left": left}
-
-
-# Answers.
-
-
-def _next(spec: Spec, found: Verification, tallies: Mapping[str, Tally], *, repair: bool) -> str | None:
-    if found.state is Verdict.CLEAN and not any(t.problem for t in tallies.values()):
-        return None
-    if any(t.found for t in tallies.values()) and not repair:
-        return context.command(spec, "verify --repair")
-    return context.command(spec, "verify")
-
-
-def _document(
-    spec: Spec,
-    direction: Direction,
-    found: Verification,
-    tallies: Mapping[str, Tally],
-    asked: dict[str, Any] | None,
-    follows: str | None,
-    *,
-    values: bool,
-) -> dict[str, Any]:
-    tables = {}
-    for name, tally in tallies.items():
-        verdict = found.tables[name]
-        tables[name] = {
-            "state": verdict.state.value,
-            "at": verdict.at,
-            "rows": tally.rows,
-            "source_rows": tally.source_rows,
-            "target_rows": tally.target_rows,
-            "mismatched": tally.total or (None if tally.problem else 0),
-            "more": tally.more,
-            "mismatches": [_mismatch(tally, n, values=values) for n in range(len(tally.found))],
-            "problem": None if tally.problem is None else _error(tally.problem),
-        }
-    return {
-        "migration": spec.migration,
-        "direction": direction.value,
-        "state": found.state.value,
-        "at": found.at,
-        "tables": tables,
-        "repaired": asked,
-        "next": follows,
-    }
-
-
-def _mismatch(tally: Tally, n: int, *, values: bool) -> dict[str, Any]:
-    one = tally.found[n]
-    document = one.mismatch.document()
-    if values and tally.view.mapping.key:
-        names = tally.view.mapping.columns
-        document["source"] = [dict(zip(names, row, strict=False)) for row in one.source]
-        document["target"] = [dict(zip(names, row, strict=False)) for row in one.target]
-    return document
-
-
-def _error(error: SlackwaterError) -> dict[str, Any]:
-    reasons = error.reasons if isinstance(error, Refused) else ()
-    return {"cause": error.cause, "remedy": context.on_file(error.hint), "reasons": list(reasons)}
-
-
-def _screen(found: Verification, tallies: Mapping[str, Tally], follows: str | None, *, values: bool) -> str:
-    rows = []
-    for name, tally in tallies.items():
-        state = found.tables[name].state.value if tally.problem is None else "not compared"
-        wrong = f"{tally.total:,}{' or more' if tally.more else ''} differ" if tally.total else ""
-        rows.append((name, state, f"{tally.rows:,} rows", wrong))
-    lines = [formatting.columns(rows)]
-    for name, tally in tallies.items():
-        if tally.problem is not None:
-            lines += [
-                f"{name} could not be compared: {tally.problem.cause}",
-                f"  remedy: {context.on_file(tally.problem.hint)}",
-            ]
-        for n in range(min(SHOWN, len(tally.found))):
-            lines += _lines(name, _mismatch(tally, n, values=values))
-        if len(tally.found) > SHOWN:
-            lines.append(f"  ... and {len(tally.found) - SHOWN:,} more of {name}; --json lists them")
-    if follows is not None:
-        lines.append(f"Next: {follows}")
-    return "\n".join(lines)
-
-
-def _lines(name: str, found: Mapping[str, Any]) -> list[str]:
-    key = ", ".join(f"{k}={v}" for k, v in found["key"].items()) or f"{found.get('rows', 1)} rows"
-    columns = f": {', '.join(found['columns'])}" if found["columns"] else ""
-    lines = [f"  {found['kind']:<9} {name} {key}{columns}"]
-    for side in ("source", "target"):
-        for row in found.get(side, ()):
-            shown = {c: row.get(c) for c in found["columns"] or row}
-            cells = ", ".join(f"{c}={'NULL' if v is None else v}" for c, v in shown.items())
-            lines.append(f"            {side}: {cells}")
-    return lines

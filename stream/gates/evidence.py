@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from schemas.direction import Direction
 from schemas.spec import Spec
 from stream.gates.facts import Facts, Stream
 from stream.gates.gate import Gate, failed, listed, passed, unknown
 from stream.monitoring.clock import rfc3339
-from stream.verify.verdicts import Verdict
+from stream.verify.verdicts import TableVerdict, Verdict
 
 
 def verification(stream: Stream, spec: Spec, direction: Direction, c: str) -> Gate:
@@ -18,8 +20,7 @@ def verification(stream: Stream, spec: Spec, direction: Direction, c: str) -> Ga
         return unknown("verification", f"{direction.target} does not answer", f"{c} status")
     wrong = {name: t for name, t in found.tables.items() if t.state is Verdict.MISMATCHED}
     if wrong:
-        rows = listed(f"{t.mismatched:,} rows of {name}" for name, t in wrong.items())
-        return failed("verification", f"not as they should be: {rows}", f"{verify} --repair")
+        return _wrong(wrong, direction, verify, c)
     mended = [name for name, t in found.tables.items() if t.state is Verdict.REPAIRED]
     if mended:
         return failed("verification", f"repaired, and not compared since: {listed(mended)}", verify)
@@ -38,6 +39,26 @@ def verification(stream: Stream, spec: Spec, direction: Direction, c: str) -> Ga
         return failed("verification", f"{when}, longer ago than {limit:g} s", verify)
     rows_ = sum(t.rows or 0 for t in found.tables.values())
     return passed("verification", f"{len(found.tables)} tables clean, {rows_:,} rows, {when}")
+
+
+def _wrong(wrong: Mapping[str, TableVerdict], direction: Direction, verify: str, c: str) -> Gate:
+    """Rows that differ; rows that only the target has are looked at before anybody deletes them."""
+    said = [f"{t.mismatched:,} rows of {name}{_only(t, direction)}" for name, t in wrong.items() if t.mismatched]
+    said += [
+        f"{u.rows:,} rows of {direction.source}.{name} have no counterpart on {direction.target}"
+        for t in wrong.values()
+        for name, u in t.unrepresented.items()
+        if u.fault
+    ]
+    if any(t.missing or t.differing for t in wrong.values()):
+        remedy = f"{verify} --repair"
+    else:
+        remedy = verify if any(t.mismatched for t in wrong.values()) else f"{c} plan"
+    return failed("verification", f"not as they should be: {listed(said)}", remedy)
+
+
+def _only(table: TableVerdict, direction: Direction) -> str:
+    return f" ({table.extra:,} of them on {direction.target} alone)" if table.extra else ""
 
 
 def roundtrip(facts: Facts, spec: Spec, c: str) -> Gate:

@@ -20,6 +20,7 @@ from connectors.postgres.session import Connection, connect, translated
 from schemas.direction import Direction, Side
 from schemas.errors import ConfigError, SlackwaterError, Unavailable
 from schemas.plan import Plan
+from schemas.roundtrip import staying
 from schemas.spec import Spec, load_spec
 from stream.apply.role import Apply
 from stream.backfill.role import Backfill
@@ -258,6 +259,7 @@ def verify_task(spec: Spec, document: Prepared, plan: Plan, ask: Sides) -> Verif
         timeline=flow.timeline,
         workers=spec.verify.workers,
         accepted=tuple(spec.roundtrip.accept) if plan.direction.target is Side.OLD else (),
+        alone=staying(spec, plan.sources) if plan.direction.target is Side.OLD else (),
     )
 
 

@@ -268,6 +268,7 @@ def _verification(stream: Stream) -> Document | None:
                 "at": None if table.at is None else rfc3339(table.at),
                 "rows": table.rows,
                 "mismatched": table.mismatched,
+                "unrepresented": {n: u.rows for n, u in table.unrepresented.items()},
                 "running": table.running,
                 "problem": table.problem,
             }

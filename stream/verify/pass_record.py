@@ -132,6 +132,7 @@ class Ledger:
             rows=tally.rows,
             mismatches=[f.mismatch for f in tally.found],
             total=tally.total,
+            unrepresented={n: u for n, u in (tally.unrepresented or {}).items() if u is not None},
         )
         if tally.verdict is Verdict.PENDING:
             tally.problem = Contended(

@@ -20,10 +20,11 @@ from connectors.postgres.ranges import Chunk
 from connectors.postgres.session import connect, translated
 from connectors.postgres.sight import Sight, bases
 from schemas.digest import Hash
+from schemas.direction import Direction
 from schemas.errors import Contended, Halt, SlackwaterError, Unavailable
 from schemas.table import Table
 from stream.backfill.throttle import Throttle
-from stream.verify import row_by_row
+from stream.verify import counterparts, row_by_row
 from stream.verify.digests import Compared, Pair, agreed_hash, compare
 from stream.verify.judge import BATCH, Applied, Found, Judge, Stopped, TooMany, Unsettled
 from stream.verify.pass_record import APPLICATION, Ledger
@@ -31,6 +32,7 @@ from stream.verify.preconditions import NotReady
 from stream.verify.queries import View, views
 from stream.verify.sampler import Witness
 from stream.verify.task import Tally, Task
+from stream.verify.verdicts import Unrepresented
 
 log = logging.getLogger("slackwater.verify")
 
@@ -159,10 +161,11 @@ class Sweep:
             targets = catalog.tables(pair.target.primary, plan.target_schema)
         sized_sources = {n: _sized(t, sources.get(n)) for n, t in plan.sources.items()}
         sized_targets = {n: _sized(t, targets.get(n)) for n, t in plan.targets.items()}
+        self._bases = bases(pair.target.primary, list(plan.targets.values()))
         found = views(
             plan,
             pair.source.primary,
-            bases=bases(pair.target.primary, list(plan.targets.values())),
+            bases=self._bases,
             how=self._how,
             sources=sized_sources,
             targets=sized_targets,
@@ -170,7 +173,8 @@ class Sweep:
             accepted=task.accepted,
         )
         for view in found:
-            self.tallies[view.name] = self._ledger.open(view, resume=self._resume)
+            tally = self.tallies[view.name] = self._ledger.open(view, resume=self._resume)
+            tally.counts = tuple(counterparts.counted_with(plan, view.name))
 
     # The workers.
 
@@ -213,7 +217,11 @@ class Sweep:
                     witness = Witness(pair, self._task.plan, self._task.link)
                     judge = Judge(witness, self._applied(pair, self._ended), self._ended)
                     while (job := self._take()) is not None:
-                        self._one(pair, judge, *job)
+                        tally, chunk = job
+                        if chunk is None:
+                            self._count_alone(pair, tally)
+                        else:
+                            self._one(pair, judge, tally, chunk)
                 finally:
                     self._pairs.discard(pair)
         except Stopped:
@@ -223,8 +231,11 @@ class Sweep:
                 self._errors.append(error)
             self._ended.set()
 
-    def _take(self) -> tuple[Tally, Chunk] | None:
-        """The next chunk of any table; waits while the throttle holds back. None: nothing is left."""
+    def _take(self) -> tuple[Tally, Chunk | None] | None:
+        """The next chunk of any table, or a table whose chunks are done and whose sources are to be counted (None).
+
+        Waits while the throttle holds back. None alone: nothing is left.
+        """
         while not self._ended.is_set():
             held = self.throttle is not None and (self.throttle.reason is not None or self.throttle.bucket.wait_s() > 0)
             if not held:
@@ -232,7 +243,10 @@ class Sweep:
                     for tally in self.tallies.values():
                         if tally.problem is None and (chunk := self._planned(tally)) is not None:
                             return tally, chunk
-                        if tally.course.over:
+                        if tally.course.over and tally.to_count:
+                            tally.counting = True
+                            return tally, None
+                        if tally.course.over and not tally.counting:
                             self._ledger.conclude(tally, self._planner.primary)
                     if all(t.concluded for t in self.tallies.values()):
                         return None
@@ -287,6 +301,40 @@ class Sweep:
             self.throttle.bucket.spend(compared.rows)
         if self._hurry < 1.0:
             self._ended.wait(min(LONGEST_REST_S, spent / self._hurry - spent))
+
+    def _count_alone(self, pair: Pair, tally: Tally) -> None:
+        """The rows of its source tables that nothing stands for; where they cannot be counted, that is said."""
+        plan, began_s = self._task.plan, time.monotonic()
+        found: dict[str, Unrepresented | None] = dict.fromkeys(tally.counts)
+        problem: SlackwaterError | None = None
+        for attempt in range(CONTENDED):
+            try:
+                found = dict(counterparts.count(pair.source, plan, tally.counts, self._bases, self._task.alone))
+                problem = None
+                break
+            except SlackwaterError as error:
+                problem = error
+                if not isinstance(error, Contended):
+                    break
+                self._ended.wait(0.2 * 2**attempt)
+        if problem is not None and self._gone(problem):
+            raise problem
+        if problem is not None:
+            log.warning("%s", counterparts.uncountable(plan, tally.counts, problem).cause)
+        with self._lock:
+            tally.counting = False
+            tally.unrepresented = found
+            if problem is not None and plan.direction is Direction.REVERSE:
+                self._fail(tally, counterparts.uncountable(plan, tally.counts, problem))
+            self._moved.notify_all()
+        if self._hurry < 1.0:
+            spent = time.monotonic() - began_s
+            self._ended.wait(min(LONGEST_REST_S, spent / self._hurry - spent))
+
+    def _gone(self, error: SlackwaterError) -> bool:
+        """Whether it is a server that does not answer, and no matter of one table."""
+        timed_out = getattr(error.__cause__, "sqlstate", None) == QUERY_CANCELED and not self._ended.is_set()
+        return isinstance(error, Unavailable) and not isinstance(error, (Contended, Unsettled)) and not timed_out
 
     def _compared(self, pair: Pair, witness: Witness, tally: Tally, chunk: Chunk) -> Compared:
         view = tally.view

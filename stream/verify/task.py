@@ -12,7 +12,7 @@ from schemas.plan import Plan
 from stream.verify.coverage import Course
 from stream.verify.judge import Found
 from stream.verify.queries import View
-from stream.verify.verdicts import Verdict
+from stream.verify.verdicts import Unrepresented, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,7 @@ class Task:
     workers: int
     standing: Callable[[], str | None] | None = None
     accepted: tuple[str, ...] = ()  # target columns (table.column) whose loss was accepted
+    alone: tuple[str, ...] = ()  # source tables of which rows may have no counterpart on the target
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,6 +53,19 @@ class Tally:
     more: bool = False  # so many rows differ that counting stopped
     problem: SlackwaterError | None = None
     concluded: bool = False
+    counts: tuple[str, ...] = ()  # source tables of which the rows without a counterpart are counted beside it
+    counting: bool = False
+    unrepresented: dict[str, Unrepresented | None] | None = None  # None: not counted yet, or it could not be
+
+    @property
+    def to_count(self) -> bool:
+        """Whether its source tables are still to be looked at, and nobody does."""
+        return bool(self.counts) and self.unrepresented is None and not self.counting and self.problem is None
+
+    @property
+    def lost(self) -> int:
+        """Rows of its source tables that have no counterpart, and should have one."""
+        return sum(u.rows for u in (self.unrepresented or {}).values() if u is not None and u.fault)
 
     @property
     def rows(self) -> int:

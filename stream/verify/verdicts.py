@@ -51,11 +51,27 @@ class Mismatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unrepresented:
+    """Rows of one source table that have no counterpart on the target. `keys` name some of them.
+
+    `fault`: they count against the verdict, as they do on the way back unless the file accepts it.
+    """
+
+    rows: int
+    keys: tuple[Mapping[str, str | None], ...] = ()
+    fault: bool = False
+
+    def document(self) -> dict[str, Any]:
+        return {"rows": self.rows, "fault": self.fault, "keys": [dict(k) for k in self.keys]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TableVerdict:
     """One target table. `at`: when its last complete pass began: what it says is as old as its oldest chunk.
 
     `running`: whether a pass is under way. `mismatched`: rows that the last complete pass found; where there was none,
-    what the one under way has found so far, and None while that is nothing.
+    what the one under way has found so far, and None while that is nothing. `unrepresented`: by source table, of those
+    that are counted with this one.
     """
 
     state: Verdict
@@ -67,11 +83,18 @@ class TableVerdict:
     extra: int = 0
     differing: int = 0
     listed: tuple[Mismatch, ...] = ()
+    unrepresented: Mapping[str, Unrepresented] = field(default_factory=dict)
     running: bool = False
     problem: Mapping[str, Any] | None = None
 
+    @property
+    def lost(self) -> int:
+        """Rows that should have a counterpart, and have none."""
+        return sum(u.rows for u in self.unrepresented.values() if u.fault)
+
 
 NEVER = TableVerdict(state=Verdict.PENDING)
+NOTHING: Mapping[str, Unrepresented] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +111,10 @@ class Verification:
 
     @property
     def mismatched(self) -> int | None:
-        """Rows that are known to differ; None where none is, and a table was never compared."""
+        """Rows that are known to differ, or to be lost; None where none is, and a table was never compared."""
         counts = [table.mismatched for table in self.tables.values()]
-        return sum(n or 0 for n in counts) or (None if not counts or None in counts else 0)
+        lost = sum(table.lost for table in self.tables.values())
+        return sum(n or 0 for n in counts) + lost or (None if not counts or None in counts else 0)
 
     @property
     def age_s(self) -> float | None:
@@ -111,7 +135,7 @@ class Verification:
 
 READ = """
 select load, state, fingerprint, at, extract(epoch from clock_timestamp() - at)::float8, rows, mismatched, missing,
-       extra, differing, listed, pass_began_at is not null, pass_mismatched, problem
+       extra, differing, listed, unrepresented, pass_began_at is not null, pass_mismatched, problem
   from slackwater.verification where migration = %s and direction = %s order by load
 """
 
@@ -149,7 +173,23 @@ def together(tables: Collection[TableVerdict]) -> Verdict:
 
 
 def _table(row: Sequence[Any], fingerprint: str | None) -> TableVerdict:
-    _, state, of, at, age_s, compared, mismatched, missing, extra, differing, listed, running, so_far, problem = row
+    (
+        _,
+        state,
+        of,
+        at,
+        age_s,
+        compared,
+        mismatched,
+        missing,
+        extra,
+        differing,
+        listed,
+        alone,
+        running,
+        so_far,
+        problem,
+    ) = row
     verdict = Verdict(state)
     if fingerprint is not None and of != fingerprint and verdict is Verdict.CLEAN:
         verdict, at, age_s, compared = Verdict.PENDING, None, None, None
@@ -165,6 +205,9 @@ def _table(row: Sequence[Any], fingerprint: str | None) -> TableVerdict:
         extra=extra,
         differing=differing,
         listed=tuple(_mismatch(found) for found in listed),
+        unrepresented={
+            name: Unrepresented(rows=u["rows"], fault=u["fault"], keys=tuple(u["keys"])) for name, u in alone.items()
+        },
         running=running,
         problem=problem,
     )
@@ -213,20 +256,31 @@ class Store:
         )
 
     def conclude(
-        self, load: str, began: datetime, fingerprint: str, *, rows: int, mismatches: Sequence[Mismatch], total: int
+        self,
+        load: str,
+        began: datetime,
+        fingerprint: str,
+        *,
+        rows: int,
+        mismatches: Sequence[Mismatch],
+        total: int,
+        unrepresented: Mapping[str, Unrepresented] = NOTHING,
     ) -> Verdict:
         """A complete pass has ended: its verdict replaces the one before."""
-        verdict = Verdict.MISMATCHED if total else Verdict.CLEAN
+        lost = any(u.fault for u in unrepresented.values())
+        verdict = Verdict.MISMATCHED if total or lost else Verdict.CLEAN
         counts = [sum(m.rows for m in mismatches if m.kind is kind) for kind in Kind]
         with translated("recording a verification"):
             done = self.conn.execute(
                 "update slackwater.verification set state = %s, fingerprint = %s, at = pass_began_at, rows = %s,"
                 " mismatched = %s, missing = %s, extra = %s, differing = %s, listed = %s::jsonb,"
-                " pass_began_at = null, pass_listed = '[]', pass_mismatched = 0, problem = null"
+                " unrepresented = %s::jsonb, pass_began_at = null,"
+                " pass_listed = '[]', pass_mismatched = 0, problem = null"
                 " where migration = %s and direction = %s and load = %s and pass_began_at = %s",
                 (
                     *(verdict.value, fingerprint, rows, total, *counts),
                     json.dumps([m.document() for m in mismatches[:LISTED]]),
+                    json.dumps({name: u.document() for name, u in unrepresented.items()}),
                     *(*self._id, load, began),
                 ),
             )
