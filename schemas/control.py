@@ -225,7 +225,7 @@ create table if not exists slackwater.gate (   -- since when a gate is as it is;
   primary key (migration, direction, gate)
 );
 
-create table if not exists slackwater.finding (   -- what was found by a look too dear to be taken at every turn, on new
+create table if not exists slackwater.finding (   -- what a look found that is too dear for every turn; on the target
   migration text not null, direction text not null, what text not null,   -- foreign_keys
   fingerprint text not null,           -- of what was looked at: another one makes the finding worthless
   at timestamptz not null default clock_timestamp(), seconds double precision not null, result jsonb not null,

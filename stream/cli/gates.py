@@ -13,7 +13,8 @@ from schemas.spec import Spec
 from stream.cli import context, formatting
 from stream.cli.status import settled
 from stream.gates import all_passed, orphan_scan
-from stream.migration import prepared
+from stream.migration import phase_store, prepared
+from stream.migration.phases import Phase
 from stream.status.document import Seen, Watch
 
 
@@ -28,7 +29,7 @@ def gates(
     """Show each gate: its state, what was found, since when, and what to do. Without --direction, of the next turn."""
     spec = context.spec()
     if recheck:
-        _recheck(spec)
+        _recheck(spec, direction)
     sides = context.sides(spec, "gates")
     try:
         watch = Watch(spec, sides)
@@ -39,12 +40,20 @@ def gates(
     context.show(document, lambda: screen(document))
 
 
-def _recheck(spec: Spec) -> None:
+def _recheck(spec: Spec, direction: Direction | None) -> None:
+    """Of the turn that is asked about; without a word, of the next one: where the way back writes only after a turn."""
     with closing(context.prepared_side(spec, Side.NEW, "gates")) as conn:
         document = prepared.load(conn, spec.migration)
         assert document is not None  # the side was prepared
-        context.note("looking for orphans of every foreign key of new's tables")
-        orphan_scan.take(conn, document, lambda: False)
+        if direction is None:
+            switched = phase_store.phase(conn, spec.migration) is Phase.SWITCHED
+            direction = Direction.REVERSE if switched else Direction.FORWARD
+        context.note(f"looking for orphans of every foreign key of {direction.target}'s tables")
+        if direction is Direction.FORWARD:
+            orphan_scan.take(conn, document, lambda: False)
+            return
+    with closing(context.prepared_side(spec, Side.OLD, "gates")) as conn:
+        orphan_scan.take(conn, document, lambda: False, direction)
 
 
 def _document(watch: Watch, seen: Seen, direction: Direction | None) -> dict[str, Any]:

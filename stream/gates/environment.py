@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schemas.direction import Side
+from schemas.direction import Direction, Side
 from schemas.spec import Spec
 from stream.gates.facts import Facts, Stream
 from stream.gates.gate import Gate, failed, listed, passed, unknown
@@ -26,23 +26,30 @@ def fence(stream: Stream, side: Side, c: str) -> Gate:
     return passed("fence", "none missing")
 
 
-def foreign_keys(facts: Facts, spec: Spec, c: str) -> Gate:
-    """By the forward applier's last look for orphans: replica role has written past these keys."""
+def foreign_keys(facts: Facts, spec: Spec, c: str, direction: Direction = Direction.FORWARD) -> Gate:
+    """By the applier's last look for orphans on its target: replica role has written past these keys."""
     options, again = spec.cutover.gates.foreign_keys, f"{c} gates --recheck"
-    if facts.foreign_keys is None:
-        return unknown("foreign_keys", facts.blind or "new does not answer", f"{c} status")
-    if facts.foreign_keys == 0:
-        return passed("foreign_keys", "new has none")
-    look = facts.orphans
+    side, source = direction.target, direction.source
+    known, look = facts.foreign_keys, facts.orphans
+    if direction is Direction.REVERSE:
+        again += f" --direction {direction}"
+        known, look = facts.old_foreign_keys, facts.old_orphans
+    if known is None:
+        silent = "new does not answer" if direction is Direction.FORWARD else "the way back is not armed"
+        return unknown("foreign_keys", facts.blind or silent, f"{c} status")
+    if known == 0:
+        return passed("foreign_keys", f"{side} has none")
     if look is None:
-        return unknown("foreign_keys", f"{facts.foreign_keys} keys, not looked at yet", again)
+        return unknown("foreign_keys", f"{known} keys, not looked at yet", again)
     when = f"looked at {rfc3339(look.at)}"
     if not look.current:
         return unknown("foreign_keys", f"the keys have changed since they were {when}", again)
     counted = [o for o in look.orphans if o.key not in options.except_]
     bad = [f"{o.rows:,} rows of {o.child} refer to no row of {o.parent} ({o.key})" for o in counted if o.rows]
     if bad:
-        remedy = f"mend them on old, where they come from, then {again}; or name the key under cutover.gates"
+        remedy = f"mend them on {source}, where they come from, then {again}; or name the key under cutover.gates"
+        if direction is Direction.REVERSE:
+            remedy += f"; {c} rollback --waive foreign_keys --reason ... goes back all the same"
         return failed("foreign_keys", f"{listed(bad)}, {when}", remedy)
     if look.age_s > options.max_age_s:
         return unknown("foreign_keys", f"{when}, longer ago than {options.max_age_s:g} s", again)

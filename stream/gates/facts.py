@@ -39,12 +39,14 @@ class Stream:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """The last look for orphans. `age_s` is by new's clock; `current`: of the keys as they are now."""
+    """The last look for orphans. `age_s` is by that side's clock; `current`: of the keys as they are now; it took
+    `seconds`."""
 
     orphans: tuple[Orphans, ...]
     at: datetime
     age_s: float
     current: bool
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,8 @@ class Facts:
     roundtrip: Kept | None = None  # the newest verdict on old -> new -> old; None: there is none
     foreign_keys: int | None = None  # of new's tables
     orphans: Look | None = None  # None: not looked yet
+    old_foreign_keys: int | None = None  # of the tables of old that the way back writes
+    old_orphans: Look | None = None
     unanalysed: tuple[str, ...] | None = None  # tables of new without statistics of what was loaded
     lacking: tuple[str, ...] | None = None  # GRANTs that would give the roles on new what they have on old
     strange_roles: tuple[str, ...] | None = None  # roles that write on old and are not there on new

@@ -1,6 +1,7 @@
-"""What is kept about gates on new: since when each is as it is, and what the last look for orphans found.
+"""What is kept about gates: since when each is as it is, on new; what the last look for orphans found, on the side that
+was looked at.
 
-Invariant: one writer, the forward applier (or whoever asks for a look by hand); everybody else reads.
+Invariant: one writer, that side's applier (or whoever asks for a look by hand); everybody else reads.
 """
 
 from __future__ import annotations
@@ -58,27 +59,36 @@ def loaded(conn: Connection, migration: str, direction: Direction) -> dict[str, 
     return {name: (rows_, at) for name, rows_, at in rows if at is not None}
 
 
-def newest(conn: Connection, migration: str, fingerprint: str) -> Look | None:
-    """The last look for orphans; None before the first. `fingerprint` is the keys' as they are now."""
+def newest(conn: Connection, migration: str, direction: Direction, fingerprint: str) -> Look | None:
+    """The last look for orphans on the direction's target; None before the first. `fingerprint` is the keys' now."""
     with translated("reading the last look for orphans"):
         row: Any = conn.execute(
-            "select result, at, extract(epoch from clock_timestamp() - at)::float8, fingerprint"
-            " from slackwater.finding where migration = %s and direction = 'forward' and what = %s",
-            (migration, FOREIGN_KEYS),
+            "select result, at, extract(epoch from clock_timestamp() - at)::float8, fingerprint, seconds"
+            " from slackwater.finding where migration = %s and direction = %s and what = %s",
+            (migration, direction.value, FOREIGN_KEYS),
         ).fetchone()
     if row is None:
         return None
-    result, at, age_s, then = row
-    return Look(orphans=tuple(Orphans(**o) for o in result), at=at, age_s=age_s, current=then == fingerprint)
+    result, at, age_s, then, seconds = row
+    found = tuple(Orphans(**o) for o in result)
+    return Look(orphans=found, at=at, age_s=age_s, current=then == fingerprint, seconds=seconds)
 
 
-def put(conn: Connection, migration: str, found: Iterable[Orphans], *, fingerprint: str, seconds: float) -> None:
+def put(
+    conn: Connection,
+    migration: str,
+    direction: Direction,
+    found: Iterable[Orphans],
+    *,
+    fingerprint: str,
+    seconds: float,
+) -> None:
     """A look for orphans that was taken."""
     with translated("keeping a look for orphans"):
         conn.execute(
             "insert into slackwater.finding (migration, direction, what, fingerprint, seconds, result)"
-            " values (%s, 'forward', %s, %s, %s, %s::jsonb) on conflict (migration, direction, what) do update"
+            " values (%s, %s, %s, %s, %s, %s::jsonb) on conflict (migration, direction, what) do update"
             " set fingerprint = excluded.fingerprint, at = excluded.at, seconds = excluded.seconds,"
             " result = excluded.result",
-            (migration, FOREIGN_KEYS, fingerprint, seconds, json.dumps([asdict(o) for o in found])),
+            (migration, direction.value, FOREIGN_KEYS, fingerprint, seconds, json.dumps([asdict(o) for o in found])),
         )

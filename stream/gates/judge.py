@@ -13,9 +13,13 @@ from schemas.direction import Direction
 from schemas.spec import Spec
 from stream.gates import environment, evidence, pipeline, readiness
 from stream.gates.facts import Facts, Stream
-from stream.gates.gate import Gate
+from stream.gates.gate import Gate, State
 
 HARD_FOR_ROLLBACK = frozenset({"roles", "lag", "quarantine", "reread"})
+"""What stops a rollback that does not pass, known or not: rows would be missing on old."""
+HARD_WHERE_FAILED = frozenset({"foreign_keys"})
+"""What stops it where it was looked at and found wrong: rows of old have lost what they refer to. One that was not
+looked at for a while warns: nobody waits for a look at whole tables to go back. Both may be waived, with a reason."""
 
 
 def judge(facts: Facts, spec: Spec, direction: Direction = Direction.FORWARD) -> list[Gate]:
@@ -26,9 +30,7 @@ def judge(facts: Facts, spec: Spec, direction: Direction = Direction.FORWARD) ->
     c = spec.command
     if direction is Direction.FORWARD:
         return [_as_set(gate, spec) for gate in _cutover(facts, spec, c)]
-    return [
-        replace(g, blocks=g.gate in HARD_FOR_ROLLBACK) for g in (_as_set(g, spec) for g in _rollback(facts, spec, c))
-    ]
+    return [replace(g, blocks=_hard(g)) for g in (_as_set(g, spec) for g in _rollback(facts, spec, c))]
 
 
 def _cutover(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:
@@ -67,9 +69,14 @@ def _rollback(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:
     yield pipeline.reread(reverse.rereads)
     yield evidence.verification(reverse, spec, Direction.REVERSE, c)
     yield environment.fence(reverse, Direction.REVERSE.target, c)
+    yield environment.foreign_keys(facts, spec, c, Direction.REVERSE)
     yield pipeline.slot_headroom(facts, spec)
     yield readiness.canary_age(reverse, spec, c)
     yield readiness.foreign_writes(facts, c)
+
+
+def _hard(gate: Gate) -> bool:
+    return gate.gate in HARD_FOR_ROLLBACK or (gate.gate in HARD_WHERE_FAILED and gate.state is State.FAILED)
 
 
 def _as_set(gate: Gate, spec: Spec) -> Gate:

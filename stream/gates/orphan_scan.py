@@ -1,4 +1,6 @@
-"""The forward applier's look for orphans: whole tables are read, so seldom, and on a session and a thread of its own.
+"""An applier's look for orphans on the side that it writes: whole tables are read, so seldom, and on a session and a
+thread of its own. The forward one looks at new until the cutover; the reverse one at old, from `arm` on, and oftener
+once old is closed: nothing but the way back writes there then, past its foreign keys, and nobody works there.
 
 Invariant: a look is kept whole or not at all; one that was cut short, paused or failed lets the last one's age grow.
 """
@@ -8,11 +10,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from connectors.postgres import catalog, orphans, session
 from connectors.postgres.orphans import Orphans
 from connectors.postgres.session import Connection, connect
+from schemas.direction import Direction, Side
 from schemas.errors import SlackwaterError
 from schemas.spec import Spec
 from stream.gates import gate_table
@@ -28,39 +31,59 @@ FIRST_S = 3.0
 TICK_S = 30.0
 STATEMENT_S = 3600  # one key's
 AGAIN_S = 60.0  # while something is wrong: whoever mends it waits for the gate
-LOADED = (Phase.STREAMING, Phase.ARMED)
+CLOSED_S = 300.0  # on old once it is closed, and twenty times what a look takes
+LOADED = {
+    Direction.FORWARD: (Phase.STREAMING, Phase.ARMED),
+    Direction.REVERSE: (Phase.ARMED, Phase.SWITCHING, Phase.SWITCHED),
+}
 
 
-def take(conn: Connection, document: Prepared, stop: Callable[[], bool]) -> list[Orphans] | None:
-    """One look at every foreign key of new's tables, kept on new; None when `stop` cut it short."""
+def take(
+    conn: Connection, document: Prepared, stop: Callable[[], bool], direction: Direction = Direction.FORWARD
+) -> list[Orphans] | None:
+    """One look at every foreign key of the tables that the direction writes, kept on its target, which `conn` is of.
+
+    None when `stop` cut it short.
+    """
     started = time.monotonic()
-    keys = _keys(conn, document)
+    keys = keys_of(conn, document, direction)
     found = orphans.look(conn, keys, stop, timeout_s=STATEMENT_S)
     if len(found) < len(keys):
         return None
-    fingerprint = orphans.fingerprint(keys)
-    gate_table.put(conn, document.migration, found, fingerprint=fingerprint, seconds=time.monotonic() - started)
+    fingerprint, seconds = orphans.fingerprint(keys), time.monotonic() - started
+    gate_table.put(conn, document.migration, direction, found, fingerprint=fingerprint, seconds=seconds)
     return found
 
 
-def _keys(conn: Connection, document: Prepared) -> list[orphans.ForeignKey]:
-    now = catalog.tables(conn, document.new_schema)
-    return orphans.foreign_keys(conn, [now[name] for name in document.forward.mappings if name in now])
+def keys_of(conn: Connection, document: Prepared, direction: Direction) -> list[orphans.ForeignKey]:
+    """The foreign keys of the tables that the direction writes, and those that refer to them, as they are now."""
+    back = document.reverse
+    names = document.forward.mappings if direction is Direction.FORWARD else () if back is None else back.mappings
+    schema = document.new_schema if direction is Direction.FORWARD else document.old_schema
+    now = catalog.tables(conn, schema)
+    return orphans.foreign_keys(conn, [now[name] for name in names if name in now])
 
 
-def due(look: Look | None, max_age_s: float, excepted: Iterable[str]) -> bool:
-    """Whether another look is wanted: half of the age that the gate allows, sooner while something is wrong."""
+def due(look: Look | None, max_age_s: float, excepted: Iterable[str], *, closed: bool = False) -> bool:
+    """Whether another look is wanted: half of the age that the gate allows, sooner while something is wrong.
+
+    `closed`: of a side that the application has left for the time being.
+    """
     if look is None or not look.current:
         return True
     wrong = any(o.rows for o in look.orphans if o.key not in set(excepted))
-    return look.age_s > (min(AGAIN_S, max_age_s) if wrong else max_age_s / 2)
+    age_s = max_age_s / 2
+    if closed:
+        age_s = min(age_s, max(CLOSED_S, 20 * look.seconds))
+    return look.age_s > (min(AGAIN_S, max_age_s) if wrong else age_s)
 
 
 class Lookout:
-    """Runs beside the forward applier. `pause verify` holds it; so does a gate that is switched off."""
+    """Runs beside an applier. `pause verify` holds it; so does a gate that is switched off."""
 
-    def __init__(self, dsn: str, spec: Callable[[], Spec]) -> None:
-        self._dsn = dsn
+    def __init__(self, dsns: Mapping[Side, str], direction: Direction, spec: Callable[[], Spec]) -> None:
+        self._dsns = dsns
+        self._direction = direction
         self._spec = spec
         self._ended = threading.Event()
         self._conn: Connection | None = None
@@ -92,24 +115,29 @@ class Lookout:
         options = spec.cutover.gates.foreign_keys
         if not options.on:
             return
-        with connect(self._dsn, application=f"slackwater orphans {spec.migration}") as conn:
+        application = f"slackwater orphans {spec.migration}"
+        with connect(self._dsns[Side.NEW], application=application) as home:
+            now = phase_store.phase(home, spec.migration)
+            if now not in LOADED[self._direction] or paused(home, spec.migration, "verify"):
+                return
+            document = prepared.load(home, spec.migration)
+        if document is None:
+            return
+        with connect(self._dsns[self._direction.target], application=application) as conn:
             self._conn = conn
             try:
-                if phase_store.phase(conn, spec.migration) not in LOADED or paused(conn, spec.migration, "verify"):
-                    return
-                document = prepared.load(conn, spec.migration)
-                if document is None:
-                    return
-                keys = _keys(conn, document)
+                keys = keys_of(conn, document, self._direction)
                 if not keys:
                     return
-                look = gate_table.newest(conn, spec.migration, orphans.fingerprint(keys))
-                if due(look, options.max_age_s, options.except_):
-                    self._told(take(conn, document, self._ended.is_set))
+                look = gate_table.newest(conn, spec.migration, self._direction, orphans.fingerprint(keys))
+                closed = self._direction is Direction.REVERSE and now is Phase.SWITCHED
+                if due(look, options.max_age_s, options.except_, closed=closed):
+                    self._told(take(conn, document, self._ended.is_set, self._direction))
             finally:
                 self._conn = None
 
     def _told(self, found: list[Orphans] | None) -> None:
         bad = [o for o in found or () if o.rows]
         if bad:
-            log.warning("new has orphans: %s", ", ".join(f"{o.key} ({o.rows:,} rows)" for o in bad))
+            side, keys = self._direction.target, ", ".join(f"{o.key} ({o.rows:,} rows)" for o in bad)
+            log.warning("%s has orphans: %s", side, keys)

@@ -20,7 +20,7 @@ from schemas.names import qualified
 from schemas.plan import Plan
 from schemas.spec import Spec
 from schemas.table import Table
-from stream.gates import gate_table, rights
+from stream.gates import gate_table, orphan_scan, rights
 from stream.gates.facts import Facts, Look
 from stream.migration.prepared import Prepared, plan_for
 from stream.monitoring.sessions import Sides
@@ -41,6 +41,15 @@ class _OfNew:
     unanalysed: tuple[str, ...]
     tables: dict[str, Table]
     rights: dict[str, dict[str, Rights]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OfOld:
+    """What old says of all this."""
+
+    writers: dict[str, dict[str, Verbs]]
+    foreign_keys: int | None  # None: nothing is to write there yet
+    orphans: Look | None
 
 
 class Circumstances:
@@ -74,8 +83,8 @@ class Circumstances:
     def _look(self, facts: Facts, document: Prepared) -> tuple[Facts, bool]:
         """The facts, and whether both sides answered."""
         plan = self._planned(document)
-        old = self._sides.attempt(Side.OLD, partial(_writers, document=document))
-        writers = {} if isinstance(old, SlackwaterError) else old
+        old = self._sides.attempt(Side.OLD, partial(_of_old, document=document))
+        writers = {} if isinstance(old, SlackwaterError) else old.writers
         wants = {} if plan is None else rights.wanted(plan, writers)
         new = self._sides.attempt(Side.NEW, partial(self._of_new, document=document, roles=list(wants)))
         if isinstance(new, SlackwaterError):
@@ -90,6 +99,7 @@ class Circumstances:
         )
         if isinstance(old, SlackwaterError):
             return replace(found, blind=old.cause), False
+        found = replace(found, old_foreign_keys=old.foreign_keys, old_orphans=old.orphans)
         if plan is None:
             return found, True
         lacking, strange = rights.lacking(plan, wants, new.rights, self._spec.cutover.gates.grants.except_)
@@ -119,7 +129,7 @@ class Circumstances:
         return _OfNew(
             roundtrip=roundtrip.latest(conn, document.migration),
             foreign_keys=len(keys),
-            orphans=gate_table.newest(conn, document.migration, orphans.fingerprint(keys)),
+            orphans=gate_table.newest(conn, document.migration, Direction.FORWARD, orphans.fingerprint(keys)),
             unanalysed=tuple(late),
             tables=now,
             rights={role: dict(found) for role, found in privileges.rights(conn, targets, roles).items()},
@@ -135,9 +145,15 @@ class Circumstances:
         return self._identities[1]
 
 
-def _writers(conn: Connection, document: Prepared) -> dict[str, dict[str, Verbs]]:
+def _of_old(conn: Connection, document: Prepared) -> _OfOld:
     now = catalog.tables(conn, document.old_schema)
-    return privileges.writers(conn, [now[name] for name in document.forward.streamed if name in now])
+    keys = orphan_scan.keys_of(conn, document, Direction.REVERSE)
+    look = gate_table.newest(conn, document.migration, Direction.REVERSE, orphans.fingerprint(keys))
+    return _OfOld(
+        writers=privileges.writers(conn, [now[name] for name in document.forward.streamed if name in now]),
+        foreign_keys=None if document.reverse is None else len(keys),
+        orphans=look,
+    )
 
 
 def _with(facts: Facts, kept: Facts) -> Facts:
@@ -146,6 +162,8 @@ def _with(facts: Facts, kept: Facts) -> Facts:
         roundtrip=kept.roundtrip,
         foreign_keys=kept.foreign_keys,
         orphans=kept.orphans,
+        old_foreign_keys=kept.old_foreign_keys,
+        old_orphans=kept.old_orphans,
         unanalysed=kept.unanalysed,
         unidentified=kept.unidentified,
         lacking=kept.lacking,

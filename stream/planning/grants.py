@@ -148,7 +148,8 @@ def _writes(place: Place, tables: Iterable[str]) -> list[str]:
         f"grant select, insert, update, delete on {', '.join(tables)} to {APPLY}, {BACKFILL};",
     ]
     if place.version >= 15:
-        return [*lines, f"grant set on parameter session_replication_role to {APPLY}, {BACKFILL};"]
+        roles = f"{APPLY}, {BACKFILL}, {OPERATOR}"  # the operator tries rows that are rolled back
+        return [*lines, f"grant set on parameter session_replication_role to {roles};"]
     return [
         *lines,
         "-- (PostgreSQL 14 lets superusers alone set session_replication_role; without it, foreign keys hold)",

@@ -90,8 +90,8 @@ class Process:
             resumed=partial(resumed, spec, name.role),
             command=spec.command,
         )
-        forward_apply = name == RoleName("apply", Direction.FORWARD)
-        self._lookout = Lookout(dsn(spec, Side.NEW), lambda: self.spec) if forward_apply else None
+        dsns = {side: dsn(spec, side) for side in Side}
+        self._lookout = Lookout(dsns, name.direction, lambda: self.spec) if name.role == "apply" else None
         self._role: Role | None = None
         self._beating = False
 

@@ -127,7 +127,9 @@ def test_a_key_that_cannot_be_looked_at_is_never_counted_as_whole(
     found = orphans.look(stage.new, keys, lambda: False, timeout_s=60)
     stage.new.execute("reset role")
     assert [(o.rows, "permission denied" in (o.why or "")) for o in found] == [(None, True)]
-    gate_table.put(stage.new, stage.migration, found, fingerprint=orphans.fingerprint(keys), seconds=0.1)
+    gate_table.put(
+        stage.new, stage.migration, Direction.FORWARD, found, fingerprint=orphans.fingerprint(keys), seconds=0.1
+    )
     assert gate(seen().document, "foreign_keys")["state"] == "unknown"
     assert "permission denied" in gate(seen().document, "foreign_keys")["detail"]
 
@@ -164,9 +166,9 @@ def test_foreign_keys_by_a_look_that_is_kept(stage: Stage, seen: Callable[[], Se
 
 
 def test_when_the_next_look_is_due() -> None:
-    def look(rows: int | None, age_s: float, *, current: bool = True) -> Look:
+    def look(rows: int | None, age_s: float, *, current: bool = True, seconds: float = 0.1) -> Look:
         one = orphans.Orphans(key="a.fk", child="a", parent="b", rows=rows)
-        return Look(orphans=(one,), at=datetime.now(UTC), age_s=age_s, current=current)
+        return Look(orphans=(one,), at=datetime.now(UTC), age_s=age_s, current=current, seconds=seconds)
 
     assert orphan_scan.due(None, 100, [])
     assert orphan_scan.due(look(0, 1, current=False), 100, [])
@@ -175,6 +177,10 @@ def test_when_the_next_look_is_due() -> None:
     assert not orphan_scan.due(look(3, 30), 10_000, [])
     assert orphan_scan.due(look(3, 61), 10_000, [])
     assert not orphan_scan.due(look(3, 61), 10_000, ["a.fk"])
+    assert not orphan_scan.due(look(0, 299), 10_000, [], closed=True)
+    assert orphan_scan.due(look(0, 301), 10_000, [], closed=True)
+    assert not orphan_scan.due(look(0, 301, seconds=60), 10_000, [], closed=True)
+    assert orphan_scan.due(look(0, 51), 100, [], closed=True)
 
 
 # -- grants, statistics, identities

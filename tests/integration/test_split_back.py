@@ -7,6 +7,7 @@ from pathlib import Path
 
 from schemas.direction import Direction
 from tests.fixtures.plain import fresh_shop, program_on
+from tests.fixtures.preparing import Shop
 from tests.fixtures.running import Program
 from tests.fixtures.turning import drain
 
@@ -69,8 +70,27 @@ def test_a_row_without_its_child_comes_back(postgres_dsn: str, bootstrap: str, t
             ]
             assert shop.on_old("select customer from shop.orders where id = 1000") == [("ZZ",)]
             program("verify", "--direction", "reverse")
+            orphans_are_no_safe_way_back(program, shop)
             program("rollback", "--yes")
-            assert shop.on_old("select count(*) from shop.customers") == [(32,)]
+            assert shop.on_old("select count(*) from shop.customers") == [(33,)]
+
+
+def orphans_are_no_safe_way_back(program: Program, shop: Shop) -> None:
+    """Old's own foreign keys are looked at: the way back writes past them."""
+    shop.on_new("alter table app.orders drop constraint orders_customer_fkey")
+    shop.on_new("insert into app.orders values (2000, 'NOBODY')")
+    drain(shop, Direction.REVERSE)
+    said = program.document("gates", "--direction", "reverse", "--recheck")
+    [gate] = [g for g in said["gates"] if g["gate"] == "foreign_keys"]
+    assert (gate["state"], gate["blocks"], said["safe"]) == ("failed", True, False)
+    assert "1 rows of shop.orders refer to no row of shop.customers" in gate["detail"]
+    assert program.document("status")["safe_to_rollback"] is False
+    assert any("foreign_keys" in r for r in program.document("rollback", "--yes", code=3)["reasons"])
+    shop.on_new("insert into app.customer values ('NOBODY', 'Somebody')")
+    drain(shop, Direction.REVERSE)
+    said = program.document("gates", "--recheck")  # without a word: of the next turn
+    assert said["direction"] == "reverse"
+    assert [g["state"] for g in said["gates"] if g["gate"] == "foreign_keys"] == ["passed"]
 
 
 def refused_until_named(program: Program) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
+from connectors.postgres.orphans import Orphans
 from schemas.direction import Direction
 from schemas.gates import NAMES
 from schemas.spec import Spec, parse_spec
 from stream.gates import Facts, Gate, State, all_passed, judge
+from stream.gates.facts import Look
 from stream.gates.judge import HARD_FOR_ROLLBACK
 from stream.monitoring.clock import now
 
@@ -45,6 +48,24 @@ def test_on_the_way_back_only_what_would_lose_rows_blocks() -> None:
         Gate(gate="x", state=State.FAILED, detail="", blocks=False),
     ]
     assert all_passed(fine)
+
+
+@pytest.mark.parametrize(
+    ("rows", "age_s", "state", "blocks"),
+    [(3, 1, State.FAILED, True), (0, 1, State.PASSED, False), (0, 1e6, State.UNKNOWN, False)],
+)
+def test_orphans_on_old_stop_a_rollback_and_an_old_look_does_not(
+    rows: int, age_s: float, state: State, blocks: bool
+) -> None:
+    """Who has to go back does not wait for a look at whole tables; one that was taken and found some is no "safe"."""
+    found = Orphans(key="orders.fk", child="shop.orders", parent="shop.customers", rows=rows)
+    look = Look(orphans=(found,), at=datetime.now(UTC), age_s=age_s, current=True)
+    facts = replace(NOTHING, old_foreign_keys=1, old_orphans=look)
+    [gate] = [g for g in judge(facts, spec(), Direction.REVERSE) if g.gate == "foreign_keys"]
+    assert (gate.state, gate.blocks, gate.stops) == (state, blocks, blocks)
+    if blocks:
+        assert "--waive foreign_keys" in str(gate.remedy)
+    assert all(g.state is State.UNKNOWN for g in judge(facts, spec()) if g.gate == "foreign_keys")  # that is new's
 
 
 def test_a_gate_that_is_off_does_not_stop_and_says_what_it_would_say() -> None:
