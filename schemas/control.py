@@ -5,6 +5,8 @@ home of what is migration-wide (`migration`, `journal`, `pause`, `load`, `backfi
 direction's target lives on that target, in the transaction that writes the rows; a role's heartbeat lives where the
 role writes (capture: its source; apply and backfill: their target). With one database for both sides there is one of
 each.
+
+Whoever changes a table or a function here adds a step to `control_steps`, which brings it to migrations that run.
 """
 
 from __future__ import annotations
@@ -44,6 +46,12 @@ def mirror_name(migration: str, direction: str, table: str) -> str:
 TABLES = """
 create schema if not exists slackwater;
 create schema if not exists slackwater_mirror;
+
+create table if not exists slackwater.version (   -- one row: which of `control_steps` this schema has behind it
+  single boolean primary key default true check (single),
+  version integer not null,
+  at timestamptz not null default clock_timestamp()
+);
 
 create table if not exists slackwater.migration (
   migration text primary key,
@@ -318,3 +326,6 @@ end $body$;
 
 revoke all on function slackwater.end_stalled(text, text, integer) from public;
 """
+
+FUNCTIONS = REFUSE + WATCH
+"""Made anew, in this text, by whatever makes or upgrades the control schema."""

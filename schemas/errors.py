@@ -4,7 +4,9 @@
     |-- ConfigError            the file or the command line is wrong                       exit 2
     |   `-- MappingError       one mapping in the file is wrong
     |-- Refused                the answer is no; every reason is listed                    exit 3
-    |   `-- Unanswerable       a question that was asked cannot be answered                exit 1
+    |   |-- Unanswerable       a question that was asked cannot be answered                exit 1
+    |   `-- OtherVersion       another version of slackwater left the migration like this
+    |       `-- Outdated       ... an older one: `upgrade` brings it to this one
     |-- Aborted                given up, or stopped, where nothing is lost by it           exit 4
     |-- Ambiguous              the state could not be proven                               exit 5
     |-- Unavailable            a server did not answer; trying again is right              BACKOFF
@@ -73,6 +75,14 @@ class Unanswerable(Refused):
     """What would answer the question cannot be looked at: of a verb whose 3 is an answer, this is none."""
 
     exit_code = 1
+
+
+class OtherVersion(Refused):
+    """What another version of slackwater has left is not read, and not guessed at."""
+
+
+class Outdated(OtherVersion):
+    """An older version left it: `slackwater upgrade` brings it to this one."""
 
 
 class Aborted(SlackwaterError):

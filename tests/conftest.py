@@ -15,6 +15,7 @@ pytest_plugins = [
     "tests.fixtures.stream",
     "tests.fixtures.tide",
     "tests.fixtures.staged",
+    "tests.fixtures.older",
 ]
 
 # The longest first, so that no worker is left with one of them when the others have nothing more to do.

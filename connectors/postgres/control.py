@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from psycopg import errors
 
+from connectors.postgres import control_version
 from connectors.postgres.session import Connection, translated
 from schemas import control
 from schemas.direction import Direction, Side
@@ -23,15 +24,14 @@ from schemas.errors import Refused
 from schemas.position import Lsn, Position, format_lsn, parse_lsn
 
 CONTROL_TABLES: tuple[str, ...] = tuple(
-    re.findall(r"create table if not exists slackwater\.(\w+)", control.TABLES),
+    name for name in re.findall(r"create table if not exists slackwater\.(\w+)", control.TABLES) if name != "version"
 )
+"""The tables whose rows are a migration's; `version` is the schema's own."""
 
-_LOCK = "select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('slackwater.control', 0))"
-
-# Application roles may read where to write, and nothing else of ours.
+# Application roles may read where to write, and anybody which version this is; nothing else of ours.
 _GRANTS = """
 grant usage on schema slackwater to public;
-grant select on slackwater.route to public;
+grant select on slackwater.route, slackwater.version to public;
 """
 
 
@@ -43,18 +43,21 @@ def transaction(conn: Connection, doing: str) -> Iterator[None]:
 
 
 def installed(conn: Connection) -> bool:
-    """Whether this database has the control schema."""
-    with translated("cannot look for the control schema"):
-        row = conn.execute("select pg_catalog.to_regclass('slackwater.migration') is not null").fetchone()
-    return row == (True,)
+    """Whether this database has the control schema. Errors: OtherVersion where it is not of this program's version."""
+    return control_version.current(conn)
 
 
 def install(conn: Connection) -> None:
-    """Make what is missing of the control schema; call it inside `transaction`. Nothing is dropped or rewritten."""
-    conn.execute(_LOCK)
+    """Make what is missing of the control schema; call it inside `transaction`. Nothing is dropped or rewritten.
+
+    Errors: OtherVersion where it is there in another version: `upgrade` brings it to this one.
+    """
+    conn.execute(control_version.LOCK)
+    fresh = not control_version.current(conn)
     conn.execute(control.TABLES.encode())
-    conn.execute(control.REFUSE.encode())
-    conn.execute(control.WATCH.encode())
+    conn.execute(control.FUNCTIONS.encode())
+    if fresh:
+        control_version.record(conn)
     row = conn.execute(
         "select exists (select from pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a"
         " where c.oid = 'slackwater.route'::regclass and a.grantee = 0 and a.privilege_type = 'SELECT')"
@@ -354,7 +357,7 @@ def others(conn: Connection, name: str) -> list[str]:
 
 def forget(conn: Connection, name: str) -> None:
     """Delete every row of the migration in this database; call it inside `transaction`."""
-    conn.execute(_LOCK)
+    conn.execute(control_version.LOCK)
     for table in CONTROL_TABLES:
         conn.execute(f"delete from slackwater.{table} where migration = %s".encode(), (name,))
 
@@ -364,11 +367,13 @@ def uninstall(conn: Connection, name: str) -> bool:
 
     Errors: Refused when something that is not ours depends on it, or lives in it.
     """
-    conn.execute(_LOCK)
+    conn.execute(control_version.LOCK)
     if others(conn, name):
         return False
     try:
-        conn.execute(f"drop table {', '.join(f'slackwater.{table}' for table in CONTROL_TABLES)}".encode())
+        conn.execute(
+            f"drop table {', '.join(f'slackwater.{table}' for table in ('version', *CONTROL_TABLES))}".encode()
+        )
         conn.execute("drop function slackwater.refuse(), slackwater.truncated(), slackwater.watch(text, text, oid)")
         conn.execute("drop function slackwater.end_stalled(text, text, integer)")
         conn.execute("drop schema if exists slackwater_mirror")

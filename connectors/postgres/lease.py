@@ -88,14 +88,19 @@ class Lease:
                 return
 
 
+def holder(conn: Connection, migration: str) -> str | None:
+    """Who holds the migration's lock in this database: `slackwater cutover (user app, from ...)`; None: nobody."""
+    with translated("asking who holds the migration's lock"):
+        row: Any = conn.execute(_HOLDER, (key(migration),)).fetchone()
+    if row is None:
+        return None
+    pid, user, application, address, since = row
+    return f"{application} (user {user}, from {address}, pid {pid} of the server), since {since:.0f} s"
+
+
 def busy(conn: Connection, migration: str) -> str:
     """Who holds the migration's lock, in words."""
-    with translated("asking who holds the migration's lock"):
-        holder: Any = conn.execute(_HOLDER, (key(migration),)).fetchone()
-    if holder is None:
+    who = holder(conn, migration)
+    if who is None:
         return f"somebody else is at migration {migration} at this moment"
-    pid, user, application, address, since = holder
-    return (
-        f"somebody else is at migration {migration}: {application} (user {user}, from {address}, pid {pid} of the"
-        f" server), since {since:.0f} s"
-    )
+    return f"somebody else is at migration {migration}: {who}"

@@ -89,6 +89,13 @@ VERBS = (
         asks=True,
     ),
     Verb(
+        name="upgrade",
+        module="upgrade",
+        summary="Bring a running migration to this version",
+        example="slackwater -c shop.yaml upgrade --dry-run",
+        changes=True,
+    ),
+    Verb(
         name="run",
         module="run",
         summary="Run every role it needs now, or one of them",

@@ -1,1 +1,1 @@
-"""`prepare`, `arm`, `cancel` and `finalize`: what a migration stands on, made and taken away again. See README.md."""
+"""`prepare`, `arm`, `upgrade`, `cancel`, `finalize`: what a migration stands on, made and taken away. See README.md."""

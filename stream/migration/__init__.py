@@ -1,6 +1,7 @@
 """The durable record of one migration: what was prepared, its phase, its journal, its pauses, its topics.
 
 prepared       what `prepare` and `arm` fixed, as one document on new: roles work from it, not from today's catalog
+prepared_steps what each version of that document brought, for `upgrade`; how to add a step is told there
 phases         the one table of what may follow what (pure)
 phase_store    the phase, read and moved on new, each move with its journal entry
 journal        who did what, when: a chain of hashes on new

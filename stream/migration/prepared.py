@@ -14,15 +14,15 @@ from typing import Any
 from connectors.postgres import control, sequences
 from connectors.postgres.session import Connection
 from schemas.direction import Direction, Side
-from schemas.errors import Halt, Refused
+from schemas.errors import Refused
 from schemas.plan import Plan
 from schemas.position import Lsn, format_lsn, parse_lsn
 from schemas.resolve import Resolution, finish, resolve
 from schemas.reversal import Loss
 from schemas.spec import Spec
 from schemas.table import Column, Identity, Reference, Table
-
-VERSION = 1
+from stream.migration import prepared_steps
+from stream.migration.prepared_steps import VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,13 +92,8 @@ class Prepared:
 
     @classmethod
     def from_json(cls, doc: Map[str, Any]) -> Prepared:
-        """Halt when another version of slackwater wrote it."""
-        if doc.get("version") != VERSION:
-            raise Halt(
-                f"migration {doc.get('migration')} was prepared by another version of slackwater"
-                f" (document version {doc.get('version')}, this program reads {VERSION})",
-                hint="run the version of slackwater that prepared it",
-            )
+        """Errors: OtherVersion when another version of slackwater wrote it."""
+        prepared_steps.assert_current(doc)
         return cls(
             migration=doc["migration"],
             fingerprint=doc["fingerprint"],

@@ -18,7 +18,7 @@ from connectors.kafka.writer import EpochWriter
 from connectors.postgres import control
 from connectors.postgres.session import Connection, connect, translated
 from schemas.direction import Direction, Side
-from schemas.errors import ConfigError, SlackwaterError, Unavailable
+from schemas.errors import ConfigError, Outdated, SlackwaterError, Unavailable
 from schemas.plan import Plan
 from schemas.roundtrip import staying
 from schemas.spec import Spec, load_spec
@@ -127,7 +127,10 @@ class Process:
         return f"took over rates, limits and windows from {self.spec.path}"
 
     def _build(self) -> Role:
-        document = _document(self.spec, self.name.direction)
+        try:
+            document = _document(self.spec, self.name.direction)
+        except Outdated as error:  # an operator's next step: the role goes on by itself after it
+            raise NotYet(f"{error.cause}; waits for: {self.spec.command} upgrade", hint=error.hint) from error
         if not self._beating:  # only now is there a table to write heartbeats to
             self._beating = True
             self.heartbeat.start()

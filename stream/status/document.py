@@ -13,7 +13,7 @@ from functools import partial
 
 from connectors.postgres import control
 from schemas.direction import Direction, Side
-from schemas.errors import SlackwaterError
+from schemas.errors import Outdated, SlackwaterError
 from schemas.position import format_lsn
 from schemas.remedy import throughout
 from schemas.spec import Spec
@@ -95,7 +95,8 @@ class Watch:
             "switching": _switching(home, writes),
             "errors": _errors({**looks, Side.NEW: new if isinstance(new, SlackwaterError) else looks[Side.NEW]}),
         }
-        found["next"] = _next(found, shown, spec)
+        outdated = any(isinstance(answer, Outdated) for answer in (new, *looks.values()))
+        found["next"] = f"{spec.command} upgrade" if outdated else _next(found, shown, spec)
         found = throughout(found, spec.command)
         return Seen(document=found, facts=facts, gates=gates)
 

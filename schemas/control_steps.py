@@ -1,0 +1,49 @@
+"""What each version of the control schema brought: how one that is in use is made what `control` makes anew.
+
+Invariants: a step never changes once it has been released, and its number is never given again; every step may be run
+twice. A step adds. What it would take away, or give another meaning, an older program of another migration in the same
+database may still go by.
+
+How to add one: change `control`, append a Step with the next number here, and the same DDL in it (`create table if not
+exists`, `add column if not exists`; a constraint or a type is looked for before it is changed). Functions are made anew
+after the steps, from `control.FUNCTIONS`: a step for a change of theirs has a sentence and no SQL; one whose arguments
+change, or that goes, is dropped in its step. tests/integration/test_upgrade_steps.py holds what the steps make of the
+first schema against what `control` makes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """From version `number` - 1 to `number`. `sql` is run on each database, `old` and `new` where that side lives.
+
+    `brings` is a sentence for the operator, without a full stop. Version 0 is a schema without a record of its version.
+    """
+
+    number: int
+    brings: str
+    sql: str = ""
+    old: str = ""
+    new: str = ""
+
+
+STEPS: tuple[Step, ...] = (
+    Step(
+        number=1,
+        brings="the control schema says which version it is of",
+        sql="""
+create table if not exists slackwater.version (
+  single boolean primary key default true check (single),
+  version integer not null,
+  at timestamptz not null default clock_timestamp()
+);
+grant select on slackwater.version to public;
+""",
+    ),
+)
+
+VERSION = STEPS[-1].number
+"""The control schema that this program makes, and the only one that it works with."""
