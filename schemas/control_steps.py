@@ -43,6 +43,11 @@ create table if not exists slackwater.version (
 grant select on slackwater.version to public;
 """,
     ),
+    Step(
+        number=2,
+        brings="verify keeps which source rows have no counterpart on the target",
+        sql="alter table slackwater.verification add column if not exists unrepresented jsonb not null default '{}'",
+    ),
 )
 
 VERSION = STEPS[-1].number
