@@ -37,7 +37,10 @@ class Step:
 
 
 FIRST = 1
-STEPS: tuple[Step, ...] = (Step(number=2, brings="what was prepared says which slackwater may go on with it"),)
+STEPS: tuple[Step, ...] = (
+    Step(number=2, brings="what was prepared says which slackwater may go on with it"),
+    Step(number=3, brings="tables know their foreign keys, which say where a derived way back begins"),
+)
 VERSION = STEPS[-1].number
 
 
