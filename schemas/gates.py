@@ -101,6 +101,9 @@ class Gates(BaseModel):
     grants: Annotated[Grants, BeforeValidator(_opened, json_schema_input_type=Grants | bool)] = Field(
         default_factory=Grants
     )
+    sequences: Annotated[Settings, _never_off("`exclude_sequences` in the file leaves single ones alone, by name")] = (
+        Field(default_factory=Settings)
+    )
     replica_identity: Annotated[
         Settings, _never_off("PostgreSQL would refuse the application's UPDATE and DELETE on such a table of new")
     ] = Field(default_factory=Settings)

@@ -229,6 +229,33 @@ class ReverseEntry(TableEntry):
         return self._adds()
 
 
+def _named_alike(value: Any) -> Any:
+    """A plain name (or pattern) is a sequence of that name on both sides."""
+    listed = _listed(value)
+    return [{"to": v, "from": v} if isinstance(v, str) else v for v in listed] if isinstance(listed, list) else listed
+
+
+class SequenceEntry(Part):
+    """A sequence of new that goes on where one of old stands, and the other way round after a turn back.
+
+    Names are without a schema where it is the side's own; a pattern stands for all of the same name on both sides.
+    """
+
+    to: Name
+    from_: Name = Field(alias="from")
+
+    @property
+    def pattern(self) -> str | None:
+        """What both names have to match, where they are one pattern."""
+        return self.to if self.to == self.from_ and any(c in self.to for c in "*?[") else None
+
+
+Sequences = Annotated[
+    list[SequenceEntry],
+    BeforeValidator(_named_alike, json_schema_input_type=list[SequenceEntry | str] | str),
+]
+
+
 class Spec(Part):
     """A whole migration.yaml."""
 
@@ -252,6 +279,14 @@ class Spec(Part):
     trust: Names = Field(default_factory=list, description="functions that depend on their arguments alone")
     tables: list[TableEntry] = Field(default_factory=list)
     reverse: list[ReverseEntry] = Field(default_factory=list)
+    sequences: Sequences = Field(
+        default_factory=list,
+        description="sequences that feed no column: {to: new's, from: old's}, or names and patterns that both sides"
+        ' have; all of them where copy is "*"',
+    )
+    exclude_sequences: Names = Field(
+        default_factory=list, description="sequences and patterns, of either side, that no turn sets"
+    )
     _path: Path | None = PrivateAttr(None)
     _given: Path | None = PrivateAttr(None)
     _document: yaml_file.Document | None = PrivateAttr(None)

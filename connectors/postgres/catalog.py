@@ -204,6 +204,12 @@ def server(conn: Connection) -> Server:
     )
 
 
+def same_database(one: Connection, other: Connection) -> bool:
+    """Whether both sessions are in one database."""
+    here, there = server(one), server(other)
+    return (here.system_id, here.database_oid) == (there.system_id, there.database_oid)
+
+
 def leaves(conn: Connection, table: Table) -> list[tuple[str, str]]:
     """(schema, name) of what holds the table's rows: itself, or its partition leaves as they are now."""
     if not table.partitioned:

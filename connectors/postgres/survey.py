@@ -225,10 +225,6 @@ select t.relname, 'large object', a.attname from t join pg_catalog.pg_attribute 
  where a.attnum > 0 and not a.attisdropped
    and (a.atttypid = 26 or (select typname from pg_catalog.pg_type y where y.oid = a.atttypid) = 'lo')
 union all
-select t.relname, 'sequence', s.oid::regclass::text from t
-  join pg_catalog.pg_depend d on d.refclassid = 'pg_class'::regclass and d.refobjid = t.oid and d.deptype in ('a', 'i')
-  join pg_catalog.pg_class s on s.oid = d.objid and d.classid = 'pg_class'::regclass and s.relkind = 'S'
-union all
 select t.relname, case g.tgenabled when 'A' then 'trigger always' when 'R' then 'trigger replica' else 'trigger' end,
        g.tgname
   from t join pg_catalog.pg_trigger g on g.tgrelid = t.oid

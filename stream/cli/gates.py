@@ -12,7 +12,7 @@ from schemas.errors import Refused, SlackwaterError
 from schemas.spec import Spec
 from stream.cli import context, formatting
 from stream.cli.status import settled
-from stream.gates import all_passed, orphan_scan
+from stream.gates import UNSAFE_FOR_ROLLBACK, orphan_scan, safe
 from stream.migration import phase_store, prepared
 from stream.migration.phases import Phase
 from stream.status.document import Seen, Watch
@@ -70,7 +70,7 @@ def _document(watch: Watch, seen: Seen, direction: Direction | None) -> dict[str
         "migration": status["migration"],
         "direction": direction.value,
         "at": status["at"],
-        "safe": all_passed(judged),
+        "safe": safe(judged),
         **watch.gate_documents(judged, direction),
         "errors": status["errors"],
     }
@@ -88,7 +88,8 @@ def screen(document: dict[str, Any]) -> str:
         if gate["state"] != "passed" and gate["remedy"]:
             lines.append(f"         remedy: {gate['remedy']}")
     turn = "cut over" if document["direction"] == Direction.FORWARD else "go back"
-    stopping = [g["gate"] for g in gates if g["blocks"] and g["state"] != "passed"]
+    failing = [g for g in gates if g["state"] != "passed"]
+    stopping = [g["gate"] for g in failing if g["blocks"] or g["gate"] in UNSAFE_FOR_ROLLBACK]
     lines.append(f"safe to {turn}: " + ("yes" if document["safe"] else f"no ({', '.join(stopping)})"))
     for side, error in document["errors"].items():
         lines.append(f"{side} does not answer: {error['cause']}")

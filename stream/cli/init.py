@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from connectors.postgres import catalog, session
+from connectors.postgres import catalog, sequence_survey, session
 from schemas.errors import ConfigError
 from stream.cli import context
 from stream.planning import init as first
@@ -33,17 +33,14 @@ def init(
         closing(session.connect(new, application="slackwater init")) as target,
     ):
         sources = catalog.tables(source, old_schema)
-        taken = {old_schema} if _same(catalog.server(source), catalog.server(target)) else set()
+        taken = {old_schema} if catalog.same_database(source, target) else set()
         schema = new_schema or _guess([s for s in catalog.schemas(target) if s not in taken])
         targets = catalog.tables(target, schema)
+        sequences = (sequence_survey.known(source, old_schema), sequence_survey.known(target, schema))
     if not sources:
         raise ConfigError(f"schema {old_schema} of the old database holds no tables", hint="give --old-schema")
-    text = first.first_file(migration, old_schema, schema, sources, targets)
+    text = first.first_file(migration, old_schema, schema, sources, targets, sequences)
     context.show({"migration": migration, "yaml": text}, text.rstrip())
-
-
-def _same(here: catalog.Server, there: catalog.Server) -> bool:
-    return (here.system_id, here.database_oid) == (there.system_id, there.database_oid)
 
 
 def _guess(schemas: list[str]) -> str:

@@ -5,6 +5,7 @@ progress       where a turn stands, from the two turn rows (pure)
 attempt        what one run has in its hands
 hold           the source's writers, held back within a budget
 drain          the token through the whole pipe, and the last look
+sequences      which of this side goes on from which of the other, judged before the hold and set under it
 close_source   the intent, and the point of no return
 open_target    the other side, while this one is known to be closed
 hooks          the user's own commands around it

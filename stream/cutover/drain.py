@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from connectors.failpoint import failpoint
-from connectors.postgres import sequences
 from connectors.postgres import turn as turns
-from connectors.postgres.sequences import Pair
 from connectors.postgres.session import Connection, translated
 from schemas.direction import Direction, Side
 from schemas.errors import Aborted
+from stream.cutover import sequences
 from stream.cutover.attempt import PACE_S, Turning
+from stream.cutover.sequences import Ready
 from stream.migration.prepared import plan_for
 from stream.verify import final_check as verify
 
 COMPARE_S = 0.2
 COMPARE_PART = 0.06  # of the pause
-CATCH_UP_S = 60.0  # what is looked up after a failover's drain may take so long
 RESERVE = 0.1  # of the pause: what the steps after the token may take
 
 _WAITING = """
@@ -70,19 +68,19 @@ def drain(t: Turning) -> None:
 class Found:
     """What was looked up before anybody waits: the sequences, and what is compared; None: that gate is off."""
 
-    pairs: list[Pair]
+    sequences: Ready
     compares: verify.Ready | None
 
 
 def look(t: Turning) -> Found:
-    """What the steps under the hold need. Errors: Refused for a file that is not the prepared one."""
+    """What the steps under the hold need. Errors: Refused for another file than the prepared one, or for a sequence."""
     assert t.prepared is not None
     plan = plan_for(t.spec, t.prepared, t.direction)
     source, target = t.conns[t.source], t.conns[t.to]
     accepted = t.spec.roundtrip.accept if t.to is Side.OLD else ()
     compares = t.spec.cutover.gates.verification.on
     return Found(
-        pairs=sequences.pairs(source, target, plan),
+        sequences=sequences.look(t),
         compares=verify.ready(source, target, plan, accepted) if compares else None,
     )
 
@@ -122,34 +120,6 @@ def _compare(t: Turning, what: verify.Ready) -> None:
         )
     for name in tables:
         t.note(f"{name} differs from what the reverse mapping makes of new: `verify --direction reverse` says where")
-
-
-def advance(t: Turning, found: Iterable[Pair]) -> None:
-    """Before `to` opens: set its sequences past the other side's, and past every value that is there."""
-    with t.steps.step("sequences"):
-        target = t.conns[t.to]
-        source, margins = (t.conns[t.source], 1) if t.source in t.conns else (target, 2)
-        moved = sequences.advance(source, target, found, migration=t.migration, side=t.to, turn=t.turn, margins=margins)
-        for one in moved:
-            if one.note:
-                t.note(f"sequence {one.sequence}: {one.note}")
-    failpoint("turn.after_sequences")
-
-
-def catch_up(t: Turning) -> None:
-    """What `look` and `advance` do for the sequences, for a side that a failover opens: after the drain.
-
-    A source that does not answer cannot say what it has given: what of it has come to this side speaks for it. Two
-    margins are kept: the one that it began with, and one for what it gave and did not send (which may be accepted yet).
-    """
-    assert t.prepared is not None
-    source, plan = t.conns.get(t.source), plan_for(t.spec, t.prepared, t.direction)
-    with t.answered(CATCH_UP_S):
-        found = sequences.pairs(source, t.conns[t.to], plan)
-        advance(t, found)
-    for pair in found if source is None else ():
-        if not any(column.tells for column in pair.here):
-            t.note(f"sequence {pair.own.spelled}: no row of {', '.join(pair.feeds)} tells what {t.source} has given")
 
 
 def unfinished(conn: Connection, t: Turning) -> dict[str, str]:

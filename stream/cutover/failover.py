@@ -24,7 +24,7 @@ from schemas.epoch import Epoch
 from schemas.errors import Aborted, Refused, SlackwaterError, Superseded
 from schemas.position import format_lsn
 from schemas.spec import Spec
-from stream.cutover import close_source, drain, hold, hooks, open_target, record
+from stream.cutover import close_source, drain, hold, hooks, open_target, record, sequences
 from stream.cutover.attempt import PACE_S, Order, Turning, ping
 from stream.cutover.outcome import Outcome
 from stream.cutover.procedure import concluded, keep_spare
@@ -70,7 +70,7 @@ def _failover(t: Turning, _outcome: Outcome) -> str:
     if not here.open:
         _drain(t)
         failpoint("failover.after_drain")
-        drain.catch_up(t)
+        sequences.catch_up(t)
     elif not stays:
         t.note(f"what was written on {t.source} since it was opened is on {t.source} alone, and foreign to the stream")
     if not stays:

@@ -20,7 +20,7 @@ from schemas.direction import Side
 from schemas.errors import Aborted, Ambiguous, ConfigError, Refused, SlackwaterError, Superseded, Unavailable
 from schemas.remedy import on_file
 from schemas.spec import Spec
-from stream.cutover import close_source, drain, hold, hooks, open_target, record
+from stream.cutover import close_source, drain, hold, hooks, open_target, record, sequences
 from stream.cutover.attempt import GRACE_S, Gates, Order, Turning, ping
 from stream.cutover.outcome import Outcome, follows, result_of
 from stream.cutover.progress import How, writes
@@ -125,7 +125,7 @@ def _whole(t: Turning, outcome: Outcome) -> str:
     with t.answered(t.left_s() + GRACE_S):
         drain.drain(t)
         drain.final(t, found)
-        drain.advance(t, found.pairs)
+        sequences.advance(t, found.sequences)
         t.may_go_on()
         close_source.intend(t)
         close_source.close(t, held)
@@ -141,7 +141,7 @@ def keep_spare(t: Turning) -> None:
     """
     assert t.prepared is not None
     old = t.conns[Side.OLD]
-    prepared.keep_strides(t.prepared, old, t.conns[Side.NEW])
+    prepared.keep_strides(t.spec, t.prepared, old, t.conns[Side.NEW])
     with control.transaction(old, "keeping what was prepared on old"):
         control.keep_spare(old, t.migration, t.prepared.to_json())
 
@@ -153,7 +153,7 @@ def _resume(t: Turning) -> str:
     age_s = turns.changed_at_age_s(t.conns[t.source], t.migration, t.source)
     if turn_journal.begun_as(t.conns[Side.NEW], t.migration, t.turn) == "failover":
         _prove(t)
-        drain.catch_up(t)
+        sequences.catch_up(t)
     open_target.open_other(t)
     t.pause_s = age_s
     _after(t)

@@ -86,6 +86,28 @@ def grants(facts: Facts, c: str) -> Gate:
     return failed("grants", "; ".join(said), f"{remedy} -- or name them under cutover.gates.grants.except")
 
 
+def sequences(facts: Facts, direction: Direction, c: str) -> Gate:
+    """By a look at most half a minute old: the turn looks again, before the hold and under it."""
+    found = None if facts.sequences is None else facts.sequences.get(direction)
+    if found is None:
+        armed = facts.sequences is None or direction is Direction.FORWARD
+        why = facts.sequences_blind or ("the mappings are not the ones that were prepared" if armed else "not armed")
+        return unknown("sequences", why, f"{c} status" if armed else f"{c} arm")
+    if found.wrong:
+        remedies = list(dict.fromkeys(remedy for _, remedy in found.wrong))
+        more = f" (and {len(remedies) - 3} more: `check` has all)" if len(remedies) > 3 else ""
+        return failed("sequences", listed((cause for cause, _ in found.wrong), 3), f"{'; '.join(remedies[:3])}{more}")
+    if found.unknown:
+        return unknown("sequences", listed(found.unknown), f"run what `{c} grants` prints, on both sides")
+    target, source = direction.target, direction.source
+    said = (
+        f"{len(found.judged)} of {target} go on from {source}'s" if found.judged else f"none of {target} is to be set"
+    )
+    excluded = f", excluded: {listed(found.excluded)}" if found.excluded else ""
+    doubts = f"; {listed(found.doubts)}" if found.doubts else ""
+    return passed("sequences", f"{said}{excluded}{doubts}")
+
+
 def replica_identity(facts: Facts, c: str) -> Gate:
     if facts.unidentified is None:
         return unknown("replica_identity", facts.blind or "new does not answer", f"{c} status")

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from connectors.postgres.orphans import Orphans
 from schemas.direction import Direction
+from schemas.sequence_check import Examined
 from stream.migration.phases import Phase
 from stream.monitoring.lag import Lag, Stuck
 from stream.monitoring.views import SourceView, TargetView
@@ -70,4 +71,6 @@ class Facts:
     lacking: tuple[str, ...] | None = None  # GRANTs that would give the roles on new what they have on old
     strange_roles: tuple[str, ...] | None = None  # roles that write on old and are not there on new
     blind: str | None = None  # why some of the last five are not known
+    sequences: Mapping[Direction, Examined] | None = None  # of the directions that were prepared
+    sequences_blind: str | None = None  # why they are not known
     unidentified: tuple[str, ...] | None = None  # tables of new without the replica identity that the way back needs

@@ -13,13 +13,15 @@ from schemas.direction import Direction
 from schemas.spec import Spec
 from stream.gates import environment, evidence, pipeline, readiness
 from stream.gates.facts import Facts, Stream
-from stream.gates.gate import Gate, State
+from stream.gates.gate import Gate, State, all_passed
 
 HARD_FOR_ROLLBACK = frozenset({"roles", "lag", "quarantine", "reread"})
 """What stops a rollback that does not pass, known or not: rows would be missing on old."""
 HARD_WHERE_FAILED = frozenset({"foreign_keys"})
 """What stops it where it was looked at and found wrong: rows of old have lost what they refer to. One that was not
 looked at for a while warns: nobody waits for a look at whole tables to go back. Both may be waived, with a reason."""
+# No reason to refuse a way back that is needed, and none to call it safe: the application would be refused on old.
+UNSAFE_FOR_ROLLBACK = frozenset({"sequences"})
 
 
 def judge(facts: Facts, spec: Spec, direction: Direction = Direction.FORWARD) -> list[Gate]:
@@ -31,6 +33,13 @@ def judge(facts: Facts, spec: Spec, direction: Direction = Direction.FORWARD) ->
     if direction is Direction.FORWARD:
         return [_as_set(gate, spec) for gate in _cutover(facts, spec, c)]
     return [replace(g, blocks=_hard(g)) for g in (_as_set(g, spec) for g in _rollback(facts, spec, c))]
+
+
+def safe(gates: Iterable[Gate]) -> bool:
+    """Whether a turn is safe: nothing stands in its way, and the side that opens will take the application's writes."""
+    gates = list(gates)
+    unsafe = [g for g in gates if g.gate in UNSAFE_FOR_ROLLBACK and not g.off and g.state is not State.PASSED]
+    return all_passed(gates) and not unsafe
 
 
 def _cutover(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:
@@ -51,6 +60,7 @@ def _cutover(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:
     yield environment.statistics(facts, c)
     yield pipeline.slot_headroom(facts, spec)
     yield environment.grants(facts, c)
+    yield environment.sequences(facts, Direction.FORWARD, c)
     yield environment.replica_identity(facts, c)
     yield readiness.armed(facts, c)
     if Direction.REVERSE in facts.streams:  # before that there is no canary, and the gate before says why
@@ -70,6 +80,7 @@ def _rollback(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:
     yield evidence.verification(reverse, spec, Direction.REVERSE, c)
     yield environment.fence(reverse, Direction.REVERSE.target, c)
     yield environment.foreign_keys(facts, spec, c, Direction.REVERSE)
+    yield environment.sequences(facts, Direction.REVERSE, c)
     yield pipeline.slot_headroom(facts, spec)
     yield readiness.canary_age(reverse, spec, c)
     yield readiness.foreign_writes(facts, c)

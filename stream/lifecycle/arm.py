@@ -78,7 +78,7 @@ def arm(
         if now in (Phase.SWITCHING, Phase.SWITCHED):
             return Outcome(result="already", steps=(), warnings=())
         warnings = _build(work, prepared)
-        keep_strides(prepared, work.old, work.new)
+        keep_strides(work.spec, prepared, work.old, work.new)
         built_s = time.monotonic() - began
         proof = Proof(spec, work.old, work.new, say=say, stop=stop)
         proof.wait(timeout_s)

@@ -19,6 +19,7 @@ from schemas.plan import Plan
 from schemas.position import Lsn, format_lsn, parse_lsn
 from schemas.resolve import Resolution, finish, resolve
 from schemas.reversal import Loss
+from schemas.sequence_links import named
 from schemas.spec import Spec
 from schemas.table import Column, Identity, Reference, Table
 from stream.migration import prepared_steps
@@ -205,11 +206,10 @@ def _table(doc: Map[str, Any]) -> Table:
     )
 
 
-def keep_strides(document: Prepared, old: Connection, new: Connection) -> None:
+def keep_strides(spec: Spec, document: Prepared, old: Connection, new: Connection) -> None:
     """Have each side keep what it has to know of the other's sequences when that one is gone."""
-    tables = {
-        Side.OLD: [document.old[name] for name in document.forward.streamed if name in document.old],
-        Side.NEW: [document.new[name] for name in document.forward.mappings if name in document.new],
-    }
-    for side, conn, other in ((Side.OLD, old, new), (Side.NEW, new, old)):
-        sequences.keep_strides(conn, document.migration, side, tables[side], other)
+    for side, schema, conn, other in (
+        (Side.OLD, document.old_schema, old, new),
+        (Side.NEW, document.new_schema, new, old),
+    ):
+        sequences.keep_strides(conn, document.migration, side, schema, other, named(spec, side))

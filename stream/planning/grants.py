@@ -117,6 +117,7 @@ def _old(plan: Plan, place: Place, *, back: bool) -> str:
         *_everyone(place, plan.source_schema),
         "-- capture reads what it streams; backfill reads every row once",
         f"grant select on {', '.join(tables)} to {CAPTURE}, {BACKFILL};",
+        *_sequences(plan.source_schema),
         *_operator(place),
         *_control(plan),
     ]
@@ -130,6 +131,7 @@ def _new(plan: Plan, place: Place, *, back: bool) -> str:
         "-- apply and backfill write the new tables, through staging of their own",
         "-- triggers have fired on old already, and foreign keys are checked there: rows arrive as they are",
         *_writes(place, tables),
+        *_sequences(plan.target_schema),
     ]
     if place.version >= 17:
         lines.append(f"grant maintain on {', '.join(tables)} to {BACKFILL}; -- ANALYZE after the backfill")
@@ -139,6 +141,13 @@ def _new(plan: Plan, place: Place, *, back: bool) -> str:
     return (
         "\n".join(lines + _back([f"grant select on {', '.join(tables)} to {CAPTURE}, {BACKFILL};"], back=back)) + "\n"
     )
+
+
+def _sequences(schema: str) -> list[str]:
+    return [
+        "-- the gate `sequences` asks where they stand; nobody but the operator sets one",
+        f"grant select on all sequences in schema {quote(schema)} to {CAPTURE}, {APPLY}, {BACKFILL}, {OPERATOR};",
+    ]
 
 
 def _writes(place: Place, tables: Iterable[str]) -> list[str]:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from schemas.sequence_links import Known
 from schemas.table import Column, Table
 
 ALIKE = 0.6  # of names and of columns: below it, a guess would cost more than it saves
@@ -88,7 +89,12 @@ def _match(old: Table, new: Table) -> Match:
 
 
 def first_file(
-    migration: str, old_schema: str, new_schema: str, old: Mapping[str, Table], new: Mapping[str, Table]
+    migration: str,
+    old_schema: str,
+    new_schema: str,
+    old: Mapping[str, Table],
+    new: Mapping[str, Table],
+    sequences: tuple[Iterable[Known], Iterable[Known]] = ((), ()),
 ) -> str:
     """The YAML text. It loads as it stands; what is undecided stands in comments, and `check` asks for it."""
     matches = matched(old, new)
@@ -117,6 +123,7 @@ def first_file(
         lines += _entry(match)
     for table in unmade:
         lines += _stub(table)
+    lines += _sequences(old_schema, new_schema, *sequences)
     return "\n".join(lines) + "\n"
 
 
@@ -147,6 +154,23 @@ def _stub(table: Table) -> list[str]:
         for i, c in enumerate(columns)
     ]
     return [*lines, "  #     from ..."]
+
+
+def _sequences(old_schema: str, new_schema: str, old: Iterable[Known], new: Iterable[Known]) -> list[str]:
+    """Those that feed no column: an application draws from them itself, and a turn has to be told what goes on."""
+    here = {s.name for s in old if s.schema == old_schema and not s.feeds}
+    there = {s.name for s in new if s.schema == new_schema and not s.feeds}
+    both = {s.name for s in old} & {s.name for s in new} & (here | there)
+    if not here | there:
+        return []
+    lines = ["", "# Sequences that feed no column: an application draws from them itself. The same on both sides:"]
+    lines.append(f"sequences: {_flow(sorted(both))}")
+    for side, names, entry in (
+        ("old", here - both, "{{to: ..., from: {}}}"),
+        ("new", there - both, "{{to: {}, from: ...}}"),
+    ):
+        lines += [f"#   {entry.format(_scalar(n))}  # on {side} alone: add it above, or below" for n in sorted(names)]
+    return [*lines, "exclude_sequences: []"]
 
 
 def _scalar(name: str) -> str:

@@ -22,7 +22,7 @@ from schemas.table import Table
 from stream import preflight
 from stream.planning import ddl
 from stream.planning.ddl import Proposal
-from stream.preflight import Findings, identity
+from stream.preflight import Findings, identity, sequences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +40,7 @@ class Report:
     unmoved: tuple[Trait, ...]
     proposals: tuple[Proposal, ...]
     back: Resolution  # the reverse direction; replica identities of new as `arm` makes them
+    sequences: sequences.Examinations
 
 
 def plan(spec: Spec, old: Connection, new: Connection) -> Report:
@@ -48,7 +49,9 @@ def plan(spec: Spec, old: Connection, new: Connection) -> Report:
     sources = catalog.tables(old, spec.old.schema_)
     with preflight.ddl.tried(new, spec, found):
         targets = catalog.tables(new, spec.new.schema_)
-    resolution = resolve(spec, Direction.FORWARD, sources, targets)
+        resolution = resolve(spec, Direction.FORWARD, sources, targets)
+        back = _back(spec, sources, targets)
+        looked = sequences.look(spec, old, new, resolution, back)
     read: dict[str, set[str]] = defaultdict(set)
     for mapping in resolution.mappings:
         for source, columns in mapping.reads.items():
@@ -68,7 +71,8 @@ def plan(spec: Spec, old: Connection, new: Connection) -> Report:
         other_slots=tuple(survey.other_slots(old)),
         unmoved=tuple(survey.unmoved(old, spec.old.schema_)),
         proposals=tuple(ddl.proposals(spec, old, sources, targets)),
-        back=_back(spec, sources, targets),
+        back=back,
+        sequences=looked,
     )
 
 
@@ -91,6 +95,8 @@ def text(report: Report) -> str:
     if report.not_carried:
         lines += ["", "Old columns that are not carried over"]
         lines += [f"  {name}: {', '.join(columns)}" for name, columns in sorted(report.not_carried.items())]
+    lines += ["", "Sequences that cutover sets (no stream carries them; rollback sets old's from new's)"]
+    lines += sequences.lines(report.sequences)
     lines += ["", "What leans on the old tables (all of it keeps working: nothing of old is changed)"]
     lines += _traits(report.dependents) or ["  nothing"]
     if report.other_slots:
@@ -262,6 +268,7 @@ def document(report: Report) -> dict[str, Any]:
         },
         "back": _back_document(report),
         "one_way": [{"name": o.name, "why": o.why, "accepted": o.accepted} for o in _one_way(report)],
+        "sequences": sequences.document(report.sequences),
         "streamed": list(r.streamed),
         "mirrors": list(r.mirrors),
         "dependents": [{"table": t.table, "kind": t.kind, "name": t.detail} for t in report.dependents],

@@ -8,6 +8,7 @@ ddl              `new.ddl`, tried in a transaction that is rolled back
 identity         which source tables need REPLICA IDENTITY FULL
 tables           the tables of each side
 bindings         every mapping's text, held up to both servers in each place it will run
+sequences        which sequence goes on from which after a turn, and whether it can
 reverse_checks   the way back, before it is needed: what `arm` would refuse and what would be lost
 arm_checks       the same once it is due: what `arm` does refuse
 kafka            the brokers, and topics of these names
@@ -27,7 +28,7 @@ from schemas.spec import Spec
 from schemas.table import Table
 from stream.migration.prepared import Prepared, plan_of
 from stream.migration.topics import FlowTopics
-from stream.preflight import bindings, ddl, identity, kafka, name_conflicts, reverse_checks, server, tables
+from stream.preflight import bindings, ddl, identity, kafka, name_conflicts, reverse_checks, sequences, server, tables
 from stream.preflight.finding import Finding, Findings, Severity, counted, listed
 
 __all__ = ["Finding", "Findings", "Severity", "check", "counted", "examine", "listed", "planned"]
@@ -110,6 +111,8 @@ def examine(
         _, refused = bindings.examine(spec, old, new, sources, targets, resolution)
         for problem in refused:
             found.problem("mapping", problem.cause, problem.remedy, problem.where)
+        back = reverse_checks.resolved(spec, sources, targets)
+        sequences.examine(found, sequences.look(spec, old, new, resolution, back))
         if not resolution.problems and not refused:
             reverse_checks.examine(spec, old, new, sources, targets, found)
     kafka.examine(spec, topics, streamed, found)
@@ -118,9 +121,7 @@ def examine(
 
 def _apart(spec: Spec, old: Connection, new: Connection, found: Findings) -> None:
     """Old and new may share a database, but not a schema."""
-    here, there = catalog.server(old), catalog.server(new)
-    same = here.system_id == there.system_id and here.database_oid == there.database_oid
-    if same and spec.old.schema_ == spec.new.schema_:
+    if catalog.same_database(old, new) and spec.old.schema_ == spec.new.schema_:
         found.problem(
             "same_schema",
             f"old and new are the same schema, {spec.old.schema_}, of the same database",

@@ -36,8 +36,7 @@ def examine(
 
     Replica identities of new are taken as `arm` will have made them.
     """
-    full = identity.needing_full(spec, Direction.REVERSE, targets, sources)
-    assumed = {name: identity.as_full(t) if name in full else t for name, t in targets.items()}
+    assumed = _assumed(spec, sources, targets)
     back = resolve(spec, Direction.REVERSE, assumed, sources)
     for problem in back.problems:
         found.problem("way_back", problem.cause, problem.remedy, problem.where)
@@ -52,6 +51,16 @@ def examine(
             found.warning("one_way", cause, named(table.name), table.name)
     _lost(spec, back, found)
     _narrower(back.reversals, found)
+
+
+def resolved(spec: Spec, sources: Mapping[str, Table], targets: Mapping[str, Table]) -> Resolution:
+    """The reverse direction, with the replica identities of new as `arm` will have made them."""
+    return resolve(spec, Direction.REVERSE, _assumed(spec, sources, targets), sources)
+
+
+def _assumed(spec: Spec, sources: Mapping[str, Table], targets: Mapping[str, Table]) -> dict[str, Table]:
+    full = identity.needing_full(spec, Direction.REVERSE, targets, sources)
+    return {name: identity.as_full(t) if name in full else t for name, t in targets.items()}
 
 
 def _servers(

@@ -17,7 +17,7 @@ from schemas.errors import Outdated, SlackwaterError
 from schemas.position import format_lsn
 from schemas.remedy import throughout
 from schemas.spec import Spec
-from stream.gates import Facts, Gate, State, Stream, all_passed, judge
+from stream.gates import Facts, Gate, State, Stream, judge, safe
 from stream.gates.slow_facts import Circumstances
 from stream.migration.pauses import Pause
 from stream.migration.phases import Phase
@@ -285,7 +285,7 @@ def _sum(counts: Iterable[int | None]) -> int | None:
 
 
 def _safe(gates: Mapping[Direction, list[Gate]], direction: Direction) -> bool:
-    return all_passed(gates.get(direction, []))
+    return safe(gates.get(direction, []))
 
 
 def _backfill(home: NewLook | None, new: SideLook | SlackwaterError) -> Document:

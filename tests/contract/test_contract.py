@@ -51,6 +51,8 @@ drop: []
 trust: []
 tables: []
 reverse: []
+sequences: []
+exclude_sequences: []
 """
 LEAST = """
 migration: shop

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from dataclasses import dataclass
 
 import pytest
 
 from connectors.postgres import catalog, control, sequences, session
-from connectors.postgres.sequences import Moved, Pair
+from connectors.postgres.sequences import Pairs
 from connectors.postgres.session import Connection
 from schemas.direction import Direction, Side
 from schemas.errors import Superseded
-from schemas.plan import Plan
 from schemas.resolve import resolve
 from schemas.sequences import MARGIN_STEPS
 from schemas.spec import parse_spec
@@ -56,22 +55,41 @@ tables:
 """
 
 
-def plan_over(old: Connection, new: Connection, tables: str, schema: str = "public") -> Plan:
+@dataclass(frozen=True)
+class Moved:
+    sequence: str
+    feeds: tuple[str, ...]
+    value: int | None
+
+
+def pairs(
+    old: Connection | None, new: Connection, tables: str, schema: str = "public", *, of: Connection | None = None
+) -> Pairs:
+    """As before new's first turn. `of`: whose tables are meant, where old cannot be asked."""
     head = "migration: m\nold: {dsn: x, schema: %s}\nnew: {dsn: y, schema: %s}\nkafka: {bootstrap: z}\n"
     spec = parse_spec(head % (schema, schema) + tables, env={})
-    sources, targets = catalog.tables(old, schema), catalog.tables(new, schema)
+    known = old or of
+    assert known is not None
+    sources, targets = catalog.tables(known, schema), catalog.tables(new, schema)
     resolution = resolve(spec, Direction.FORWARD, sources, targets)
     assert not resolution.problems
     outputs = {m.target: dict.fromkeys(m.columns, "bigint") for m in resolution.mappings}
     topics = {name: name for name in resolution.streamed}
-    return plan_of(spec, Direction.FORWARD, resolution, sources, targets, topics, outputs)
+    plan = plan_of(spec, Direction.FORWARD, resolution, sources, targets, topics, outputs)
+    return sequences.pairs(old, new, spec, plan, plan.mappings)
 
 
-def advance(old: Connection, new: Connection, found: Iterable[Pair]) -> list[Moved]:
-    """For new's first turn, which is yet to come."""
+def closed(new: Connection) -> None:
     control.install(new)
     control.put_turn(new, "m", Side.NEW, open_turn=-1, fence_turn=1)
-    return sequences.advance(old, new, found, migration="m", side=Side.NEW, turn=1)
+
+
+def advance(old: Connection, new: Connection, found: Pairs, margins: int = 1) -> list[Moved]:
+    """For new's first turn, which is yet to come."""
+    closed(new)
+    moved = sequences.advance(old, new, found, migration="m", side=Side.NEW, turn=1, margins=margins)
+    assert not [m for m in moved if m.unknown]
+    return [Moved(m.link.own.label, m.link.feeds, None if m.place is None else m.place.value) for m in moved]
 
 
 def test_each_is_set_past_the_other_side(databases: Databases) -> None:
@@ -82,7 +100,7 @@ def test_each_is_set_past_the_other_side(databases: Databases) -> None:
         new.execute(NEW)
         old.execute("set search_path = ''")
         new.execute("set search_path = ''")
-        found = sequences.pairs(old, new, plan_over(old, new, TABLES))
+        found = pairs(old, new, TABLES)
         drawn = old.execute("select nextval('public.customers_cust_id_seq')").fetchone()
         assert drawn == (5001,)
         ((ticket,),) = old.execute("select last_value from elsewhere.tickets").fetchall()
@@ -109,20 +127,15 @@ def test_each_is_set_past_the_other_side(databases: Databases) -> None:
         assert [m.sequence for m in again if m.value is not None] == []
 
         ((known,),) = new.execute("select max(id) from public.customer").fetchall()
-        alone = sequences.pairs(None, new, plan_over(old, new, TABLES))
-        moved = {
-            m.sequence: m for m in sequences.advance(new, new, alone, migration="m", side=Side.NEW, turn=1, margins=2)
-        }
+        alone = pairs(None, new, TABLES, of=old)
+        moved = {m.sequence: m for m in advance(new, new, alone, margins=2)}
         assert moved["public.customer_id_seq"].value == known + 2 * MARGIN_STEPS
 
         # What the dead side gave and did not send lies as far apart as it counts, and as a session takes at a time.
         old.execute("alter sequence public.customers_cust_id_seq increment 50 cache 10")
-        plan = plan_over(old, new, TABLES)
-        sequences.keep_strides(old, "m", Side.OLD, plan.sources.values(), new)
-        alone = sequences.pairs(None, new, plan)
-        moved = {
-            m.sequence: m for m in sequences.advance(new, new, alone, migration="m", side=Side.NEW, turn=1, margins=2)
-        }
+        sequences.keep_strides(old, "m", Side.OLD, "public", new)
+        alone = pairs(None, new, TABLES, of=old)
+        moved = {m.sequence: m for m in advance(new, new, alone, margins=2)}
         far = moved["public.customer_id_seq"].value
         assert far is not None
         assert far >= known + 2 * 500 * MARGIN_STEPS
@@ -137,12 +150,13 @@ def test_fifty_of_them_while_writers_wait(databases: Databases) -> None:
                 )
         for n in range(50):
             old.execute(f"insert into public.t{n} select from generate_series(1, 2000)".encode())
-        found = sequences.pairs(old, new, plan_over(old, new, "copy: ['*']\n"))
-        assert len(found) == 50
+        found = pairs(old, new, "copy: ['*']\n")
+        assert len(found.links.links) == 50
+        closed(new)
         began = time.monotonic()
-        moved = advance(old, new, found)
+        moved = sequences.advance(old, new, found, migration="m", side=Side.NEW, turn=1)
         took_s = time.monotonic() - began
-        assert {m.value for m in moved} == {2000 + MARGIN_STEPS}
+        assert {m.place.value for m in moved if m.place is not None} == {2000 + MARGIN_STEPS}
         assert took_s < 0.5, f"{took_s:.3f} s"  # 0.1 s on a machine that does nothing else
         print(f"50 sequences in {took_s * 1000:.1f} ms")
 
@@ -153,7 +167,7 @@ def test_they_stay_where_they_are_once_the_side_has_opened(databases: Databases)
         for conn in (old, new):
             conn.execute("create table public.t (id bigint generated by default as identity primary key)")
         old.execute("insert into public.t select from generate_series(1, 2000)")
-        found = sequences.pairs(old, new, plan_over(old, new, "copy: ['*']\n"))
+        found = pairs(old, new, "copy: ['*']\n")
         assert len(advance(old, new, found)) == 1
         old.execute("insert into public.t select from generate_series(1, 3000)")  # it would be moved again
         refused: list[Superseded] = []

@@ -81,12 +81,8 @@ def test_the_next_value_is_always_free(increment: int, last: int | None, drawn: 
     own = sequence(last, increment=increment, minimum=-BIG, maximum=BIG)
     other = sequence(drawn, increment=increment, minimum=-BIG, maximum=BIG)
     found = place(own, [other], values, limit=ANY).value
-    now = last if found is None else found
-    if now is None:
-        assert drawn is None
-        assert not values
-        return
+    now = own.stands if found is None else found
     following = now + increment
     taken = [*values, *([] if drawn is None else [drawn]), *([] if last is None else [last])]
     assert all(following > t for t in taken) if increment > 0 else all(following < t for t in taken)
-    assert (now - (own.start if last is None else last)) % increment == 0
+    assert (now - own.stands) % increment == 0

@@ -207,6 +207,7 @@ def test_the_json_schema_knows_every_key() -> None:
     assert set(schema["properties"]) == {
         "migration", "old", "new", "kafka", "http", "log", "epoch", "backfill", "verify", "cutover", "roundtrip",
         "quarantine", "finalize", "hooks", "copy", "exclude", "drop", "trust", "tables", "reverse",
+        "sequences", "exclude_sequences",
     }  # fmt: skip
     assert {"to", "from", "set", "select", "sql"} <= set(schema["$defs"]["TableEntry"]["properties"])
     assert schema["additionalProperties"] is False
