@@ -121,24 +121,24 @@ def test_a_split(conn: Connection, split: Split, data: st.DataObject) -> None:
         assert not resolution.problems
         for n in data.draw(st.permutations(range(len(split.parts)))) * 2:  # twice: what refers to a later one, too
             for key in data.draw(st.lists(st.integers(1, 6), unique=True, max_size=6)):
-                values = ", ".join("null" if v is None else str(v) for v in (data.draw(VALUES) for _ in split.parts[n]))
-                insert(conn, f"insert into app.t{n} values ({key}, {values}) on conflict do nothing")
+                shown = ", ".join("null" if v is None else str(v) for v in (data.draw(VALUES) for _ in split.parts[n]))
+                insert(conn, f"insert into app.t{n} values ({key}, {shown}) on conflict do nothing")
         if not resolution.mappings:
             return
         [mapping] = resolution.mappings
         found = rows(conn, mapping)
         lone = {int(name[1:]) for name in resolution.strays.get("o", ())}
         anchors = set(range(len(split.parts))) - lone
-        expected = {}
+        expected: dict[int, dict[str, Any]] = {}
         for n, part in enumerate(split.parts):
             if f"t{n}" not in mapping.sources:
                 continue
             for key, *values in conn.execute(f"select id, {', '.join(part)} from app.t{n}".encode()).fetchall():
                 if n in anchors or key in found:
                     expected.setdefault(key, {}).update(dict(zip(part, values, strict=True)))
-        for key, values in expected.items():
+        for key, held in expected.items():
             assert key in found, f"row {key} of new never reaches old by {mapping.text}"
-            assert values.items() <= found[key].items(), f"{values} came back as {found[key]} by {mapping.text}"
+            assert held.items() <= found[key].items(), f"{held} came back as {found[key]} by {mapping.text}"
         for n in lone:  # said of no table whose rows could be old's by themselves
             assert split.required - set(split.parts[n])
 
