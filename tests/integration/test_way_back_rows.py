@@ -118,7 +118,10 @@ def test_a_split(conn: Connection, split: Split, data: st.DataObject) -> None:
     with conn.transaction(force_rollback=True):
         split.create(conn)
         resolution = back(conn, split.text)
-        assert not resolution.problems
+        if resolution.problems:  # what old needs is in a part that does not hold every row
+            assert all("is NOT NULL without a default" in p.cause for p in resolution.problems)
+            assert any(split.filters)
+            return
         for n in data.draw(st.permutations(range(len(split.parts)))) * 2:  # twice: what refers to a later one, too
             for key in data.draw(st.lists(st.integers(1, 6), unique=True, max_size=6)):
                 shown = ", ".join("null" if v is None else str(v) for v in (data.draw(VALUES) for _ in split.parts[n]))
