@@ -205,6 +205,9 @@ create table if not exists slackwater.verification (   -- the verdict on each ta
   pass_fingerprint text, pass_listed jsonb not null default '[]',
   pass_mismatched bigint not null default 0,
   problem jsonb,                       -- why the last try could not compare: cause, remedy, at
+  ground jsonb,                        -- what the last complete pass stood on: turn, and the target's server
+  pass_ground jsonb,                   -- the same of the pass under way
+  void_at timestamptz, void_cause text,  -- since when, and why, the last complete pass says nothing any more
   primary key (migration, direction, load)
 );
 
@@ -215,6 +218,13 @@ create table if not exists slackwater.verify_chunk (   -- the pass under way, or
   youngest bigint,                     -- transactions ago that a row of it was written on the target
   began_at timestamptz not null,       -- of its pass
   done_at timestamptz not null default clock_timestamp(),
+  primary key (migration, direction, load, chunk)
+);
+
+create table if not exists slackwater.uncompared (   -- what a turn had no time to compare, on its direction's target
+  migration text not null, direction text not null, turn bigint not null,
+  load text not null, chunk integer not null, lower text, upper text,   -- like a verify_chunk's
+  at timestamptz not null default clock_timestamp(),
   primary key (migration, direction, load, chunk)
 );
 

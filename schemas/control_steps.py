@@ -48,6 +48,21 @@ grant select on slackwater.version to public;
         brings="verify keeps which source rows have no counterpart on the target",
         sql="alter table slackwater.verification add column if not exists unrepresented jsonb not null default '{}'",
     ),
+    Step(
+        number=3,
+        brings="a verification says what it stands on and what has voided it, a turn what it had no time to compare",
+        sql="""
+alter table slackwater.verification
+  add column if not exists ground jsonb, add column if not exists pass_ground jsonb,
+  add column if not exists void_at timestamptz, add column if not exists void_cause text;
+create table if not exists slackwater.uncompared (
+  migration text not null, direction text not null, turn bigint not null,
+  load text not null, chunk integer not null, lower text, upper text,
+  at timestamptz not null default clock_timestamp(),
+  primary key (migration, direction, load, chunk)
+);
+""",
+    ),
 )
 
 VERSION = STEPS[-1].number

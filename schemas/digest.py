@@ -78,8 +78,8 @@ class Rows:
 
     @property
     def key(self) -> str:
-        """The whole key as one text."""
-        return self.keys[0] if len(self.keys) == 1 else f"row({', '.join(self.keys)})::text"
+        """The whole key as one text, never NULL."""
+        return f"coalesce({self.keys[0]}, '')" if len(self.keys) == 1 else f"row({', '.join(self.keys)})::text"
 
 
 def made(mapping: Mapping, table: Table, bindings: Map[str, str], bases: Map[str, str]) -> Rows:

@@ -100,6 +100,10 @@ class Ambiguous(SlackwaterError):
 
     exit_code = 5
 
+    def __init__(self, cause: str, *, reasons: tuple[str, ...] = (), hint: str = "") -> None:
+        super().__init__(cause, hint=hint)
+        self.reasons = reasons
+
 
 class Unavailable(SlackwaterError):
     """A server could not be reached or went away; nothing is lost by trying again."""

@@ -275,7 +275,7 @@ def loads(conn: Connection, name: str, direction: Direction) -> dict[str, tuple[
     return {str(load): (str(fingerprint), str(state)) for load, fingerprint, state in rows}
 
 
-_OF_LOAD = ("backfill_chunk", "quarantine", "reread", "verification", "verify_chunk")
+_OF_LOAD = ("backfill_chunk", "quarantine", "reread", "verification", "verify_chunk", "uncompared")
 
 
 def reset_load(conn: Connection, name: str, direction: Direction, load: Load) -> None:

@@ -8,6 +8,7 @@ position it gives is at or past every commit that it shows.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -41,6 +42,8 @@ class Sight:
     def __init__(self, dsn: str, *, application: str, replica_dsn: str | None = None) -> None:
         self.primary = connect(dsn, application=application, settings=SESSION)
         self.rows = self.primary
+        self.snapshot: str | None = None  # one that was exported: every look is taken in it
+        self.deadline_s: float | None = None  # by time.monotonic(): no statement of a look outlasts it
         try:
             found = server(self.primary)
             self.system_id, self.timeline, self.version = found.system_id, found.timeline, found.version
@@ -87,12 +90,15 @@ class Sight:
         """
         mode = "repeatable read" if temporary else "repeatable read, read only"
         names = [relation(t) for t in tables]
+        if self.deadline_s is not None:
+            timeout_s = min(timeout_s, max(0.001, self.deadline_s - time.monotonic()))
+        inside = "" if self.snapshot is None else f"; set transaction snapshot '{self.snapshot}'"
         doing = f"reading {', '.join(f'{t.schema}.{t.name}' for t in tables)}"
         try:
             with translated(doing):
                 # Nothing before the locks may take a snapshot.
                 self.rows.execute(
-                    f"begin isolation level {mode};"
+                    f"begin isolation level {mode}{inside};"
                     f" set local lock_timeout = {LOCK_TIMEOUT_MS};"
                     f" set local statement_timeout = {max(1, int(timeout_s * 1000))}"
                     + "".join(f"; lock table {name} in access share mode" for name in names)

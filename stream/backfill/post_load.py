@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from connectors.failpoint import failpoint
 from connectors.postgres import control, fence
 from connectors.postgres.session import Connection, cancel, connect, translated
+from connectors.postgres.void import void
 from schemas.control import ECHO_PREFIX
 from schemas.direction import Direction, Side
 from schemas.errors import Halt, SlackwaterError
@@ -164,6 +165,7 @@ class After:
             ).fetchone()
             if ran is None:
                 conn.execute(statement)
+                void(conn, self._migration, Direction.FORWARD, tables=None, cause="a statement of backfill.after ran")
                 actor = role_actor(conn, "backfill")
                 append(conn, self._migration, actor=actor, step=STEP, detail={"sha256": digest, "sql": statement})
 

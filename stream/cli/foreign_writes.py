@@ -83,7 +83,7 @@ def _decide(verb: str, reason: str | None, *, by_hand: bool) -> None:
         if not own:
             continue
         if by_hand:
-            deciding.done_by_hand(spec, own, side, done, actor=context.actor, reason=reason)
+            deciding.done_by_hand(spec, document, own, side, done, actor=context.actor, reason=reason)
         elif verb == "accept":
             deciding.accept(spec, document, own, side, actor=context.actor, reason=reason)
         else:

@@ -34,7 +34,7 @@ from stream.verify.preconditions import WAIT_S, assert_loaded, guard, wanted
 from stream.verify.role import figures, health_of, throttled
 from stream.verify.sweep import Sweep
 from stream.verify.task import Tally
-from stream.verify.verdicts import Store, latest
+from stream.verify.verdicts import Store, Verdict, latest
 
 LINE_S = 5.0  # between two lines of progress where no terminal is
 REPAIR_S = 120.0
@@ -91,8 +91,8 @@ def verify(
     )
     if any(t.total or t.lost for t in tallies.values()):
         raise typer.Exit(exits.NO)
-    if any(t.problem for t in tallies.values()):
-        raise typer.Exit(exits.FAILED)
+    if any(t.problem for t in tallies.values()) or found.state is not Verdict.CLEAN:
+        raise typer.Exit(exits.FAILED)  # voided again before this was printed
 
 
 def _forever(spec: Spec, direction: Direction) -> None:

@@ -4,7 +4,8 @@ procedure      the one function, and what its end means
 progress       where a turn stands, from the two turn rows (pure)
 attempt        what one run has in its hands
 hold           the source's writers, held back within a budget
-drain          the token through the whole pipe, and the last look
+drain          the token through the whole pipe, and what waits beside it
+comparison     rows of both sides, under the hold and right after the pause
 sequences      which of this side goes on from which of the other, judged before the hold and set under it
 close_source   the intent, and the point of no return
 open_target    the other side, while this one is known to be closed
@@ -13,8 +14,8 @@ record         its phase and its journal entries
 outcome        what it came to, as `--json` prints it
 failover       the same end without the side that is dead
 
-`procedure` goes through `hold`, `drain`, `close_source` and `open_target`, in this order; the turn rows of both sides
-say how far a run that was killed has come, and the next one goes on from there.
+`procedure` goes through `hold`, `drain`, `comparison`, `close_source` and `open_target`, in this order; the turn rows
+of both sides say how far a run that was killed has come, and the next one goes on from there.
 
 Deliberately absent: undoing. Before the closing commit nothing has happened; after it there is only forward.
 """

@@ -24,6 +24,7 @@ from stream.cutover.outcome import Steps
 from stream.cutover.progress import Standing, standing, verb
 from stream.migration.journal import Actor
 from stream.migration.prepared import Prepared
+from stream.verify.final_check import Standstill
 
 Gates = Callable[[Direction], list[dict[str, Any]]]
 """The gates of a direction as `status` shows them: gate, state, detail, remedy."""
@@ -78,6 +79,8 @@ class Turning:
     intended: bool = False
     closed: bool = False
     notes: list[str] = field(default_factory=list)
+    standstill: Standstill | None = None  # both sides as they are compared; None: that gate is off
+    next_: str | None = None  # what to run after it, where that is not told by how it ended
 
     @property
     def to(self) -> Side:
@@ -131,6 +134,8 @@ class Turning:
     def close_sessions(self) -> None:
         for conn in (*self.conns.values(), *([self.holder] if self.holder is not None else [])):
             conn.close()
+        if self.standstill is not None:
+            self.standstill.close()
         if self.lease is not None:
             self.lease.close()
 

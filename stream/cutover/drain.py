@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from connectors.failpoint import failpoint
@@ -12,14 +11,8 @@ from connectors.postgres import turn as turns
 from connectors.postgres.session import Connection, translated
 from schemas.direction import Direction, Side
 from schemas.errors import Aborted
-from stream.cutover import sequences
 from stream.cutover.attempt import PACE_S, Turning
-from stream.cutover.sequences import Ready
-from stream.migration.prepared import plan_for
-from stream.verify import final_check as verify
 
-COMPARE_S = 0.2
-COMPARE_PART = 0.06  # of the pause
 RESERVE = 0.1  # of the pause: what the steps after the token may take
 
 _WAITING = """
@@ -64,29 +57,8 @@ def drain(t: Turning) -> None:
         token(t, within_s=max(0.05, t.left_s() - RESERVE * t.order.max_pause_s))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """What was looked up before anybody waits: the sequences, and what is compared; None: that gate is off."""
-
-    sequences: Ready
-    compares: verify.Ready | None
-
-
-def look(t: Turning) -> Found:
-    """What the steps under the hold need. Errors: Refused for another file than the prepared one, or for a sequence."""
-    assert t.prepared is not None
-    plan = plan_for(t.spec, t.prepared, t.direction)
-    source, target = t.conns[t.source], t.conns[t.to]
-    accepted = t.spec.roundtrip.accept if t.to is Side.OLD else ()
-    compares = t.spec.cutover.gates.verification.on
-    return Found(
-        sequences=sequences.look(t),
-        compares=verify.ready(source, target, plan, accepted) if compares else None,
-    )
-
-
-def final(t: Turning, found: Found) -> None:
-    """Under the hold, once more: queues and halts on the target, and what was touched last. Errors: Aborted."""
+def final(t: Turning) -> None:
+    """Under the hold, once more: queues and halts on the target. Errors: Aborted."""
     with t.steps.step("check"):
         waiting = unfinished(t.conns[t.to], t)
         for gate in waiting.keys() & set(t.order.waive):
@@ -95,31 +67,6 @@ def final(t: Turning, found: Found) -> None:
             reasons = tuple(waiting.values())
             raise Aborted("something came up at the last moment", reasons=reasons, hint=f"{t.command} status")
         t.may_go_on()
-    if found.compares is not None:
-        with t.steps.step("compare"):
-            _compare(t, found.compares)
-            t.may_go_on()
-    failpoint("turn.after_check")
-
-
-def _compare(t: Turning, what: verify.Ready) -> None:
-    """The chunks written last, as many as there is time for: nobody writes, so what differs is wrong.
-
-    Errors: Aborted on the way there. On the way back it is said: the rows that are on new stay there.
-    """
-    budget_s = min(COMPARE_S, COMPARE_PART * t.order.max_pause_s)
-    done = verify.compare_now(
-        t.conns[t.source], t.conns[t.to], what, deadline_s=time.monotonic() + min(budget_s, t.left_s())
-    )
-    tables = sorted({piece.load for piece in done.differing})
-    if tables and t.to is Side.NEW:
-        raise Aborted(
-            "rows differ under the hold, when nobody writes",
-            reasons=tuple(f"{name} differs" for name in tables),
-            hint=f"{t.command} verify; where it finds both sides equal, cutover.gates.verification: off",
-        )
-    for name in tables:
-        t.note(f"{name} differs from what the reverse mapping makes of new: `verify --direction reverse` says where")
 
 
 def unfinished(conn: Connection, t: Turning) -> dict[str, str]:

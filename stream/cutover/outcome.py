@@ -49,6 +49,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     dry_run: bool = False
     expected_pause_seconds: float | None = None
+    uncompared: dict[str, int] | None = None  # parts of tables that nobody has compared; None: that was not reached
 
     @property
     def exit_code(self) -> int:
@@ -65,6 +66,7 @@ class Outcome:
             "error": self.error,
             "next": self.next,
             "notes": self.notes,
+            "uncompared": self.uncompared,
         }
         if self.dry_run:
             expected = self.expected_pause_seconds

@@ -20,7 +20,7 @@ from schemas.direction import Side
 from schemas.errors import Aborted, Ambiguous, ConfigError, Refused, SlackwaterError, Superseded, Unavailable
 from schemas.remedy import on_file
 from schemas.spec import Spec
-from stream.cutover import close_source, drain, hold, hooks, open_target, record, sequences
+from stream.cutover import close_source, comparison, drain, hold, hooks, open_target, record, sequences
 from stream.cutover.attempt import GRACE_S, Gates, Order, Turning, ping
 from stream.cutover.outcome import Outcome, follows, result_of
 from stream.cutover.progress import How, writes
@@ -119,18 +119,23 @@ def _whole(t: Turning, outcome: Outcome) -> str:
     hooks.before(t)
     failpoint("turn.after_before_hook")
     with t.steps.step("look"):
-        found = drain.look(t)
+        found = sequences.look(t)
+        comparison.ready(t)
         keep_spare(t)
     held = hold.hold(t)
-    with t.answered(t.left_s() + GRACE_S):
+    with t.answered(t.left_s() + GRACE_S, *comparison.sessions(t)):
         drain.drain(t)
-        drain.final(t, found)
-        sequences.advance(t, found.sequences)
+        drain.final(t)
+        comparison.under_hold(t)
+        failpoint("turn.after_check")
+        sequences.advance(t, found)
         t.may_go_on()
+        comparison.keep_left(t)
         close_source.intend(t)
         close_source.close(t, held)
     open_target.open_other(t)
     _after(t)
+    comparison.afterwards(t, outcome)
     return "done"
 
 
@@ -328,6 +333,8 @@ def _fresh(t: Turning, side: Side) -> Connection:
 
 
 def _next(t: Turning, outcome: Outcome) -> str | None:
+    if t.next_ is not None:
+        return t.next_
     match outcome.result:
         case "done" if outcome.dry_run:
             return t.again

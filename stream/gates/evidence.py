@@ -13,7 +13,7 @@ from stream.verify.verdicts import TableVerdict, Verdict
 
 
 def verification(stream: Stream, spec: Spec, direction: Direction, c: str) -> Gate:
-    """By the oldest verdict on any table, given under the file as it is prepared."""
+    """By the oldest verdict on any table, given under the file as it is prepared, if nothing has voided it since."""
     verify = f"{c} verify" + ("" if direction is Direction.FORWARD else f" --direction {direction}")
     found = stream.verification
     if found is None:
@@ -28,9 +28,13 @@ def verification(stream: Stream, spec: Spec, direction: Direction, c: str) -> Ga
     if problems:
         name, problem = next(iter(problems.items()))
         return failed("verification", f"{name} could not be compared: {problem['cause']}", str(problem["remedy"]))
-    never = [n for n, t in found.tables.items() if t.state in (Verdict.PENDING, Verdict.RUNNING)]
+    open_ = {n: t for n, t in found.tables.items() if t.state in (Verdict.PENDING, Verdict.RUNNING)}
+    running = ", a pass is under way" if found.state is Verdict.RUNNING else ""
+    if voids := _by_void(open_):
+        said = "; ".join(f"not verified since {void}: {listed(names)}" for void, names in voids.items())
+        return failed("verification", f"{said}{running}", verify)
+    never = list(open_)
     if never:
-        running = ", a pass is under way" if found.state is Verdict.RUNNING else ""
         return unknown("verification", f"not compared under this file: {listed(never)}{running}", verify)
     if found.age_s is None or found.at is None:
         return unknown("verification", "no table is mapped", verify)
@@ -59,6 +63,15 @@ def _wrong(wrong: Mapping[str, TableVerdict], direction: Direction, verify: str,
 
 def _only(table: TableVerdict, direction: Direction) -> str:
     return f" ({table.extra:,} of them on {direction.target} alone)" if table.extra else ""
+
+
+def _by_void(tables: Mapping[str, TableVerdict]) -> dict[str, list[str]]:
+    """Tables by what has voided their verdicts, in words."""
+    found: dict[str, list[str]] = {}
+    for name, table in tables.items():
+        if table.void is not None:
+            found.setdefault(str(table.void), []).append(name)
+    return found
 
 
 def roundtrip(facts: Facts, spec: Spec, c: str) -> Gate:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from connectors.failpoint import failpoint
 from connectors.postgres import catalog, control, fence, lease, mirror, session, slots, truncation
 from connectors.postgres.session import Connection, translated
+from connectors.postgres.void import void
 from schemas.direction import Direction, Side
 from schemas.errors import Halt, Refused, SlotLost
 from schemas.plan import Plan
@@ -248,6 +249,8 @@ def make_slot(work: Work, direction: Direction, name: str, epochs: str, before: 
     point = slots.create_slot(
         work.dsn(direction.source), name, waiting=waiting, timeout_s=work.slot_timeout_s, stop=work.stop
     )
+    target = work.side(direction.target)
+    void(target, work.spec.migration, direction, tables=None, cause=f"replication slot {name} was made anew")
     work.done(f"replication slot {name} at {format_lsn(point)}")
     return point
 

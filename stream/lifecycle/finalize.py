@@ -23,6 +23,7 @@ from stream.migration.phase_store import phase
 from stream.migration.phases import Phase, may_finalize
 from stream.migration.prepared import Prepared
 from stream.migration.topics import FlowTopics
+from stream.preflight.finding import listed
 from stream.verify.verdicts import Verdict, latest
 
 
@@ -150,7 +151,8 @@ def _gates(
     if found.state is not Verdict.CLEAN:
         object_(
             "verification",
-            f"the {direction} verification is {found.state}, not clean: {spec.command} verify --direction {direction}",
+            f"the {direction} verification is {found.state}, not clean ({listed(found.objections)}):"
+            f" {spec.command} verify --direction {direction}",
         )
     for side, conn in conns.items():
         if rows := foreign.waiting(conn, spec.migration, side):

@@ -65,11 +65,12 @@ _CONTROL: Mapping[str, Mapping[str, str]] = {
         BACKFILL: "select, insert, update",
     },
     "verification": {  # verify goes by backfill's login: it reads what backfill reads
-        APPLY: "select",
+        APPLY: "select, insert, update",  # what may have moved rows unseen voids it
         BACKFILL: "select, insert, update, delete",
     },
     "roundtrip": {CAPTURE: "select", APPLY: "select", BACKFILL: "select"},
     "verify_chunk": {BACKFILL: "select, insert, update, delete"},
+    "uncompared": {APPLY: "select", BACKFILL: "select, delete"},
     "gate": {CAPTURE: "select", APPLY: "select, insert, update, delete", BACKFILL: "select"},
     "finding": {CAPTURE: "select", APPLY: "select, insert, update, delete", BACKFILL: "select"},
     "pause": {CAPTURE: "select", APPLY: "select", BACKFILL: "select"},
@@ -182,8 +183,9 @@ def _everyone(place: Place, schema: str) -> list[str]:
 
 def _operator(place: Place) -> list[str]:
     return [
-        "-- the operator makes the control schema and the publication, and fences tables as (a member of) their owner",
-        f"grant create on database {quote(place.database)} to {OPERATOR};",
+        "-- the operator makes the control schema and the publication, fences tables as (a member of) their owner, and",
+        "-- compares rows under a turn's hold, through staging of its own",
+        f"grant create, temporary on database {quote(place.database)} to {OPERATOR};",
         *(f"grant {quote(owner)} to {OPERATOR};" for owner in place.owners if owner != OPERATOR),
     ]
 

@@ -17,6 +17,7 @@ from connectors.postgres import control, foreign
 from connectors.postgres.foreign import Recorded
 from connectors.postgres.session import Connection, connect
 from connectors.postgres.sight import Sight, bases
+from connectors.postgres.void import void
 from schemas.direction import Direction, Side
 from schemas.errors import Refused
 from schemas.plan import Plan
@@ -67,7 +68,7 @@ def accept(
                     else:
                         rereader.take_over(loads[name], wanted)
                     failpoint("foreign.mid_accept")
-    _decide(spec, rows, side, "accepted", actor=actor, reason=reason)
+    _decide(spec, prepared, rows, side, "accepted", actor=actor, reason=reason)
     return len(rows)
 
 
@@ -129,12 +130,13 @@ def discard(
                 hint=f"put them back by hand on {side}, then `slackwater foreign-writes discard --done-by-hand`",
             )
     failpoint("foreign.mid_discard")
-    _decide(spec, rows, side, "discarded", actor=actor, reason=reason)
+    _decide(spec, prepared, rows, side, "discarded", actor=actor, reason=reason)
     return total
 
 
 def done_by_hand(
     spec: Spec,
+    prepared: Prepared,
     rows: Sequence[Recorded],
     side: Side,
     state: str,
@@ -143,7 +145,8 @@ def done_by_hand(
     reason: str | None,
 ) -> None:
     """Somebody has brought both sides together, and says so. `state`: accepted or discarded."""
-    _decide(spec, rows, side, state, actor=actor, reason=f"{reason} (by hand)" if reason else "by hand")
+    said = f"{reason} (by hand)" if reason else "by hand"
+    _decide(spec, prepared, rows, side, state, actor=actor, reason=said)
 
 
 def _takes_writes(spec: Spec, side: Side) -> bool:
@@ -180,6 +183,7 @@ def _target_key(plan: Plan, table: str, key: dict[str, str | None]) -> dict[str,
 
 def _decide(
     spec: Spec,
+    prepared: Prepared,
     rows: Sequence[Recorded],
     side: Side,
     state: str,
@@ -187,7 +191,19 @@ def _decide(
     actor: Callable[[Connection], Actor],
     reason: str | None,
 ) -> None:
-    """Record the decision where the rows are kept, and in the journal; capture goes on then by itself."""
+    """Record the decision where the rows are kept, and in the journal; capture goes on then by itself.
+
+    First of all nothing is taken for verified any more that the rows stand in, or are mapped to: what decides has
+    moved rows, or says that somebody did.
+    """
+    tables = {row.source for row in rows}
+    here = next(d for d in Direction if d.target is side)
+    for direction in Direction:
+        if (flow := prepared.forward if direction is Direction.FORWARD else prepared.reverse) is None:
+            continue
+        with closing(connect(_dsn(spec, direction.target), application="slackwater foreign-writes")) as conn:
+            own = tables & flow.mappings.keys() if direction is here else None
+            void(conn, spec.migration, direction, tables=own, cause=f"foreign writes on {side} were {state}")
     with (
         closing(connect(_dsn(spec, side), application="slackwater foreign-writes")) as conn,
         closing(connect(_dsn(spec, Side.NEW), application="slackwater foreign-writes")) as new,

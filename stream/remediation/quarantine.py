@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, cast
 
 from connectors.postgres.session import Connection, translated
+from connectors.postgres.void import void
 from schemas.direction import Direction
 from stream.backfill.load_table import MIRROR
 from stream.backfill.reread import assert_closed
@@ -82,10 +83,15 @@ def waive(
         found = conn.execute(
             "update slackwater.quarantine set state = 'waived', waived_by = %s, waived_reason = %s, "
             "waived_at = clock_timestamp() where migration = %s and direction = %s and id = any(%s) "
-            "and state <> 'waived' returning id",
+            "and state <> 'waived' returning id, load",
             (actor.identity, reason, migration, direction.value, list(ids)),
         ).fetchall()
         waived = sorted(cast("int", row[0]) for row in found)
+        loads = {str(row[1]) for row in found}
+        if found:  # a mirror's row may feed any table
+            mirrored = any(load.startswith(MIRROR) for load in loads)
+            tables = None if mirrored else loads
+            void(conn, migration, direction, tables=tables, cause="quarantined rows were waived")
         # What was asked to be read again is given up with it.
         conn.execute(
             "delete from slackwater.reread r using slackwater.quarantine q where q.migration = %s and q.direction = %s "

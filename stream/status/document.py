@@ -272,6 +272,8 @@ def _verification(stream: Stream) -> Document | None:
                 "unrepresented": {n: u.rows for n, u in table.unrepresented.items()},
                 "running": table.running,
                 "problem": table.problem,
+                "uncompared": table.uncompared,
+                "void": None if table.void is None else table.void.document(),
             }
             for name, table in found.tables.items()
         },
@@ -346,5 +348,8 @@ def _next(document: Document, gates: list[Gate], spec: Spec) -> str | None:
         return f"{c} {ENDING[document['phase']]}"
     if document["switching"] is not None:
         return f"{c} {document['switching']['verb']}"
+    for direction, verified in document["verification"].items():
+        if verified is not None and any(table["uncompared"] for table in verified["tables"].values()):
+            return f"{c} verify" + ("" if direction == Direction.FORWARD.value else f" --direction {direction}")
     failing = [g for g in gates if g.stops and g.remedy and g.remedy.startswith(c)]
     return failing[0].remedy if failing else None

@@ -6,7 +6,7 @@ Invariant: each look is read from the database it speaks of, at that moment; wha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from stream.migration.turn_journal import Past
 from stream.monitoring import views
 from stream.monitoring.clock import rfc3339
 from stream.monitoring.views import SourceView, TargetView
-from stream.verify.verdicts import NEVER, Verification, latest, together
+from stream.verify.verdicts import NEVER, Verification, Void, latest, together
 
 Document = dict[str, Any]
 
@@ -172,7 +172,9 @@ def _verification(conn: Connection, document: Prepared, direction: Direction) ->
     # What was compared before it was loaded anew says nothing: two edits of a file can end in the first one.
     loaded = gate_table.loaded(conn, document.migration, direction)
     tables = {
-        name: NEVER if verdict.at is not None and name in loaded and verdict.at < loaded[name][1] else verdict
+        name: replace(NEVER, void=Void(cause="it was loaded anew", at=loaded[name][1]))
+        if verdict.at is not None and name in loaded and verdict.at < loaded[name][1]
+        else verdict
         for name, verdict in found.tables.items()
     }
     return Verification(state=together(tables.values()), tables=tables)

@@ -31,11 +31,15 @@ Digest = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """A chunk. `suspects` are the keys of rows that differed when they were read."""
+    """A chunk. `suspects` are the keys of rows that differed when they were read.
+
+    `apart`: those under which the two sides had another number of rows.
+    """
 
     source_rows: int
     target_rows: int
     suspects: tuple[Key, ...] = ()
+    apart: tuple[Key, ...] = ()
     youngest: int | None = None
     by_rows: bool = False  # every row is a suspect
     more: bool = False  # there are more suspects than were listed
@@ -129,10 +133,10 @@ def _range(pair: Pair, view: View, chunk: Chunk) -> Compared:
         lambda rows: digest.whole(rows, how, youngest=True),
     )
     source, target, youngest = _digest(mine[:3]), _digest(theirs[:3]), theirs[3]
-    found: tuple[Key, ...] = ()
+    found, apart = tuple[Key, ...](), tuple[Key, ...]()
     if source != target:
-        found = _differing(*pair.both(view, chunk, lambda rows: digest.listed(rows, how), RANGE_S))
-    return Compared(source_rows=source[0], target_rows=target[0], suspects=found, youngest=youngest)
+        found, apart = _differing(*pair.both(view, chunk, lambda rows: digest.listed(rows, how), RANGE_S))
+    return Compared(source_rows=source[0], target_rows=target[0], suspects=found, apart=apart, youngest=youngest)
 
 
 def _buckets(pair: Pair, view: View, chunk: Chunk) -> Compared:
@@ -141,16 +145,19 @@ def _buckets(pair: Pair, view: View, chunk: Chunk) -> Compared:
     source = {int(row[0]): _digest(row[1:4]) for row in mine}
     target = {int(row[0]): _digest(row[1:4]) for row in theirs}
     differ = sorted(b for b in source.keys() | target.keys() if source.get(b) != target.get(b))
-    found: list[Key] = []
+    found, apart = list[Key](), list[Key]()
     for part in _batches(differ, lambda b: max(source.get(b, (0,))[0], target.get(b, (0,))[0])):
         listed = pair.both(view, chunk, lambda rows, part=part: digest.listed(rows, how, mask, part), SCAN_S)  # type: ignore[misc]
-        found += _differing(*listed)
+        differing, uneven = _differing(*listed)
+        found += differing
+        apart += uneven
         if len(found) > MOST_SUSPECTS:
             break
     return Compared(
         source_rows=sum(d[0] for d in source.values()),
         target_rows=sum(d[0] for d in target.values()),
         suspects=tuple(found),
+        apart=tuple(apart),
         more=len(found) > MOST_SUSPECTS,
     )
 
@@ -172,14 +179,20 @@ def _digest(row: Sequence[Any]) -> Digest:
     return int(row[0]), int(row[1]), int(row[2])
 
 
-def _differing(mine: Iterable[tuple[Any, ...]], theirs: Iterable[tuple[Any, ...]]) -> tuple[Key, ...]:
-    """Keys whose rows are not the same on both sides; a key of several rows is compared with all of them."""
+def _differing(
+    mine: Iterable[tuple[Any, ...]], theirs: Iterable[tuple[Any, ...]]
+) -> tuple[tuple[Key, ...], tuple[Key, ...]]:
+    """Keys whose rows are not the same on both sides, and those of which one side has more.
+
+    A key of several rows is compared with all of them.
+    """
     left: defaultdict[Key, list[str]] = defaultdict(list)
     right: defaultdict[Key, list[str]] = defaultdict(list)
     for into, rows in ((left, mine), (right, theirs)):
         for row in rows:
             into[row[:-1]].append(row[-1])
-    return tuple(k for k in left.keys() | right.keys() if sorted(left.get(k, ())) != sorted(right.get(k, ())))
+    differing = tuple(k for k in left.keys() | right.keys() if sorted(left.get(k, ())) != sorted(right.get(k, ())))
+    return differing, tuple(k for k in differing if len(left.get(k, ())) != len(right.get(k, ())))
 
 
 def assert_empty(view: View, source: Connection, target: Connection) -> None:

@@ -1,26 +1,37 @@
-"""The comparison at the last moment: under the hold, when nobody writes and everything written was applied.
+"""Both sides compared while they stand still: under a turn's hold, and after it, from snapshots taken under it.
 
-Invariant: it may only be called when the source stands still and the target has all of it; then a digest that differs
-is a mismatch, and nothing has to be judged. What there was no time for is said, never passed over.
+Invariants: a snapshot is taken when nobody writes on the source and the target has all of it; then whatever differs
+differs, and no stream has to be waited for. Two servers may spell a value in two ways, so rows are judged as in any
+pass: by the target's own spelling (`sampler`). What there was no time for, or what could not be asked, is named; it is
+never passed over. A table that was rewritten since cannot be read in an older snapshot, and counts as not compared.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 from connectors.postgres import catalog
 from connectors.postgres.ranges import Chunk, Kind
-from connectors.postgres.session import Connection, translated
-from connectors.postgres.sight import bases
+from connectors.postgres.session import Connection, connect, sever, translated
+from connectors.postgres.sight import Sight, bases
 from schemas import digest
-from schemas.digest import Hash
-from schemas.errors import SlackwaterError
+from schemas.errors import Halt, SlackwaterError
 from schemas.plan import Plan
+from stream.verify import row_by_row
 from stream.verify.coverage import covers, gaps
-from stream.verify.queries import View, views
+from stream.verify.digests import RANGE_S, Pair, agreed_hash, compare
+from stream.verify.judge import BATCH, Found, doubtful, mismatch
+from stream.verify.pass_record import not_waived
+from stream.verify.queries import Key, View, views
+from stream.verify.sampler import Witness
+from stream.verify.verdicts import LISTED, Mismatch
+
+APPLICATION = "slackwater turn compare"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,15 +42,20 @@ class Piece:
     chunk: Chunk
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Final:
-    """What was compared, what differs, and what was left for lack of time or could not be asked, with the cause."""
+@dataclass(slots=True, kw_only=True)
+class Looked:
+    """What was compared. `mismatches` by table; `unproven`: tables whose digests differ, and nothing says where."""
 
-    compared: int
-    rows: int
-    differing: tuple[Piece, ...]
-    left: tuple[Piece, ...]
-    causes: tuple[str, ...] = ()
+    pieces: int = 0
+    rows: int = 0
+    mismatches: dict[str, list[Mismatch]] = field(default_factory=dict)
+    unproven: set[str] = field(default_factory=set)
+    causes: dict[str, str] = field(default_factory=dict)  # table -> what kept it from being compared
+
+    @property
+    def tables(self) -> set[str]:
+        """Those that differ, or seem to."""
+        return self.mismatches.keys() | self.unproven
 
 
 TOUCHED = """
@@ -47,6 +63,13 @@ select c.load, c.chunk, c.lower, c.upper
   from slackwater.verify_chunk c
  where c.migration = %s and c.direction = %s
  order by c.youngest nulls last, c.chunk desc
+"""
+# What a rewrite, or a TRUNCATE, gives a table, and each of its partitions: an older snapshot shows it empty then.
+NODES = """
+select t.oid::bigint, pg_catalog.pg_relation_filenode(t.oid)::bigint
+  from (select pg_catalog.unnest(%s::oid[]) as oid
+        union select p.relid from pg_catalog.unnest(%s::oid[]) r(oid), pg_catalog.pg_partition_tree(r.oid) p) t
+ order by 1
 """
 
 
@@ -60,6 +83,7 @@ def pieces(target: Connection, plan: Plan) -> list[Piece]:
     found = [
         Piece(load=load, chunk=Chunk(number=number, kind=Kind.RANGE, lower=lower, upper=upper))
         for load, number, lower, upper in rows
+        if load in plan.targets
     ]
     known = {name: [p.chunk for p in found if p.load == name] for name in plan.targets}
     for name, chunks in known.items():
@@ -70,95 +94,201 @@ def pieces(target: Connection, plan: Plan) -> list[Piece]:
     return found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
-    """What is asked, worked out before the hold: the pieces in their order, and each table's view."""
+class Standstill:
+    """Everything that is needed to compare two sides, opened before anybody waits; `freeze` takes the snapshots.
 
-    pieces: tuple[Piece, ...]
-    views: Mapping[str, View]
-
-
-def ready(source: Connection, target: Connection, plan: Plan, accepted: Collection[str] = ()) -> Ready:
-    """`accepted`: target columns (`table.column`) whose loss was accepted.
-
-    A table with rows that an operator has waived differs by them, and a digest cannot leave them out: it rests on its
-    last pass.
+    `left` are the pieces that are still to be compared, in their order. `accepted`: target columns (`table.column`)
+    whose loss was accepted. It has sessions of its own, and none of them holds a lock for longer than a statement.
+    Errors: Halt where the servers have no hash in common; Unavailable.
     """
-    found = _views(source, target, plan, accepted)
-    spared = _waived(target, plan)
-    wanted = tuple(p for p in pieces(target, plan) if p.load not in spared)
-    return Ready(pieces=wanted, views={v.name: v for v in found})
 
+    def __init__(self, source_dsn: str, target_dsn: str, plan: Plan, accepted: Collection[str] = ()) -> None:
+        self.plan = plan
+        with ExitStack() as stack:
+            self._keepers = []
+            for dsn in (source_dsn, target_dsn):
+                keeper = connect(dsn, application=APPLICATION)
+                stack.callback(keeper.close)
+                self._keepers.append(keeper)
+            source = Sight(source_dsn, application=APPLICATION)
+            stack.callback(source.close)
+            target = Sight(target_dsn, application=APPLICATION)
+            stack.callback(target.close)
+            self._pair = Pair(source, target)
+            self._views = {v.name: v for v in self._all_views(accepted)}
+            self._sampler = Witness(self._pair, plan, plan.direction)
+            self.left = pieces(target.primary, plan)
+            self.suspects: list[Piece] = []
+            self._nodes = {name: self._nodes_of(view) for name, view in self._views.items()}
+            stack.pop_all()
 
-def _waived(target: Connection, plan: Plan) -> set[str]:
-    with translated("reading the quarantine"):
-        rows = target.execute(
-            "select distinct load from slackwater.quarantine where migration = %s and direction = %s"
-            " and state = 'waived'",
-            (plan.migration, plan.direction.value),
-        ).fetchall()
-    return {str(load) for (load,) in rows}
+    def _all_views(self, accepted: Collection[str]) -> list[View]:
+        plan, source, target = self.plan, self._pair.source.primary, self._pair.target.primary
+        sources, targets = catalog.tables(source, plan.source_schema), catalog.tables(target, plan.target_schema)
+        return views(
+            plan,
+            source,
+            bases=bases(target, list(plan.targets.values())),
+            how=agreed_hash(self._pair.source, self._pair.target),
+            sources={n: sources.get(n, t) for n, t in plan.sources.items()},
+            targets={n: targets.get(n, t) for n, t in plan.targets.items()},
+            accepted=accepted,
+        )
 
+    @property
+    def sessions(self) -> list[Connection]:
+        """For whoever has to cut them when a server says nothing any more."""
+        return [*self._keepers, self._pair.source.primary, self._pair.target.primary]
 
-def compare_now(source: Connection, target: Connection, what: Ready, *, deadline_s: float) -> Final:
-    """Compare pieces over the sessions given, each in one statement a side, until `time.monotonic()` is `deadline_s`.
+    def close(self) -> None:
+        self._pair.close()
+        for keeper in self._keepers:
+            keeper.close()
 
-    The sessions are in autocommit, and not the one that holds the locks: a statement that would outlast the deadline is
-    cancelled. A cause is recorded instead of raised, and what it kept from being compared stands under `left`.
-    """
-    todo = list(what.pieces)
-    differing: list[Piece] = []
-    causes: list[str] = []
-    compared = rows = 0
-    late: list[Piece] = []
-    while todo and (left_s := deadline_s - time.monotonic()) > 0:
-        piece = todo.pop(0)
-        for conn in (source, target):
-            _limit(conn, left_s)
-        view = what.views[piece.load]
-        chunk = piece.chunk if view.space is not None else Chunk(number=0, kind=Kind.WHOLE)
+    def sever(self) -> None:
+        """From another thread: whatever runs ends with an error, as if the servers had gone away."""
+        for conn in self.sessions:
+            sever(conn)
+
+    def freeze(self, *, for_s: float) -> None:
+        """From now on both sides are read as they are now, for at most `for_s`. Both stand still while it is called."""
+        for keeper, sight in zip(self._keepers, (self._pair.source, self._pair.target), strict=True):
+            with translated("taking a snapshot"):
+                keeper.execute(
+                    f"set idle_in_transaction_session_timeout = {int(for_s * 1000)};"
+                    " begin isolation level repeatable read, read only".encode()
+                )
+                row = keeper.execute("select pg_catalog.pg_export_snapshot()").fetchone()
+            assert row is not None
+            sight.snapshot = str(row[0])
+
+    def sum_up(self, *, deadline_s: float) -> Looked:
+        """Digests of one piece after another until `time.monotonic()` is `deadline_s`.
+
+        What agrees, or could not be asked, is told; pieces whose digests differ are left as `suspects`. `left` is what
+        remains. A statement that would outlast the deadline is cancelled.
+        """
+        looked, left = Looked(), list[Piece]()
+        self.suspects = []
+        with self._until(deadline_s):
+            while self.left and time.monotonic() < deadline_s:
+                piece = self.left.pop(0)
+                view, chunk = self._viewed(piece)
+                try:
+                    mine, theirs = self._digests(view, chunk)
+                    self._assert_readable(view)
+                except SlackwaterError as error:
+                    if time.monotonic() < deadline_s:
+                        looked.causes[view.name] = error.cause
+                    left.append(piece)
+                    continue
+                if mine == theirs:
+                    looked.pieces += 1
+                    looked.rows += int(mine[0])
+                else:
+                    self.suspects.append(piece)
+        self.left = left + self.left
+        return looked
+
+    def judge(self, looked: Looked, suspects: Sequence[Piece], *, deadline_s: float) -> None:
+        """Which rows of pieces differ, into `looked`; a table of which that could not be told is unproven."""
+        for piece in suspects:
+            if time.monotonic() >= deadline_s:
+                looked.unproven.add(piece.load)
+                continue
+            try:
+                with self._until(deadline_s):
+                    self._judge(looked, piece)
+            except SlackwaterError as error:
+                looked.unproven.add(piece.load)
+                looked.causes[piece.load] = error.cause
+
+    def rest(self, *, deadline_s: float, stop: threading.Event) -> Looked:
+        """What is left, compared and judged in the snapshots; until the deadline, or until told to stop."""
+        looked, left = Looked(), list[Piece]()
+        with self._until(deadline_s):
+            while self.left and time.monotonic() < deadline_s and not stop.is_set():
+                piece = self.left.pop(0)
+                try:
+                    self._judge(looked, piece)
+                except SlackwaterError as error:
+                    looked.causes[piece.load] = error.cause
+                    left.append(piece)
+        self.left = left + self.left
+        return looked
+
+    # One piece.
+
+    def _judge(self, looked: Looked, piece: Piece) -> None:
+        """Errors: what the servers say; Halt where rows cannot be told apart, or are too many to be."""
+        view, chunk = self._viewed(piece)
         try:
-            mine = _digest(source, digest.whole(view.source(source, chunk), view.how), view.name)
-            theirs = _digest(target, digest.whole(view.target(target, chunk), view.how), view.name)
-        except SlackwaterError as error:
-            causes.append(f"{view.name}: {error.cause}")
-            late.append(piece)
-            continue
-        compared += 1
-        rows += max(int(mine[0]), int(theirs[0]))
-        if mine != theirs:
-            differing.append(piece)
-    for conn in (source, target):
-        _limit(conn, 0)
-    todo = late + todo
-    return Final(compared=compared, rows=rows, differing=tuple(differing), left=tuple(todo), causes=tuple(causes))
+            compared = compare(self._pair, view, chunk)
+        except Halt as error:
+            if not row_by_row.lacks(error):
+                raise
+            compared = row_by_row.every_row(self._pair, self._sampler, view, chunk, error)
+        found: list[Found] = []
+        for i in range(0, len(compared.suspects), BATCH):
+            if len(found) >= LISTED:
+                break
+            found += self._differing(view, compared.suspects[i : i + BATCH])
+        if unseen := set(self._sampler.blind(view, chunk, doubtful(compared, found))):
+            found = [f for f in found if f.key not in unseen]
+            found += self._differing(view, sorted(unseen, key=repr), chunk)
+        self._assert_readable(view)
+        found = not_waived(self._pair.target.primary, self.plan, view, found)
+        looked.pieces += 1
+        looked.rows += compared.rows
+        if found:
+            looked.mismatches.setdefault(view.name, []).extend(f.mismatch for f in found)
+
+    def _digests(self, view: View, chunk: Chunk) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        (mine,), (theirs,) = self._pair.both(view, chunk, lambda rows: digest.whole(rows, view.how), RANGE_S)
+        return mine[:3], theirs[:3]
+
+    def _differing(self, view: View, keys: Sequence[Key], scan: Chunk | None = None) -> list[Found]:
+        """Nobody writes: one sample of each side is all the evidence that there can be."""
+        source, target = self._sampler.lead(view, keys, scan), self._sampler.follow(view, keys, scan)
+        pairs = ((key, source.image(key), target.image(key)) for key in keys)
+        return [mismatch(view, key, here, there) for key, here, there in pairs if here != there]
+
+    def _viewed(self, piece: Piece) -> tuple[View, Chunk]:
+        view = self._views[piece.load]
+        return view, piece.chunk if view.space is not None else Chunk(number=0, kind=Kind.WHOLE)
+
+    @contextmanager
+    def _until(self, deadline_s: float) -> Iterator[None]:
+        for sight in (self._pair.source, self._pair.target):
+            sight.deadline_s = deadline_s
+        try:
+            yield
+        finally:
+            for sight in (self._pair.source, self._pair.target):
+                sight.deadline_s = None
+
+    def _nodes_of(self, view: View) -> list[Any]:
+        """Where the view's tables are stored, on either side."""
+        found: list[Any] = []
+        pairs = ((self._pair.source, [t.oid for t in view.sources]), (self._pair.target, [view.table.oid]))
+        for sight, oids in pairs:
+            with translated("asking where tables are stored"):
+                found += sight.primary.execute(NODES, (oids, oids)).fetchall()
+        return found
+
+    def _assert_readable(self, view: View) -> None:
+        """Errors: Halt when a table was rewritten or truncated since: in a snapshot from before it has no rows."""
+        if self._nodes_of(view) != self._nodes[view.name]:
+            raise Halt(f"{view.name}, or what it is made of, was rewritten meanwhile", hint="slackwater verify")
 
 
-def _limit(conn: Connection, seconds: float) -> None:
-    with translated("setting a time limit"):
-        conn.execute(f"set statement_timeout = {int(seconds * 1000)}".encode())
-
-
-def _views(source: Connection, target: Connection, plan: Plan, accepted: Collection[str]) -> list[View]:
-    sources, targets = catalog.tables(source, plan.source_schema), catalog.tables(target, plan.target_schema)
-    return views(
-        plan,
-        source,
-        bases=bases(target, list(plan.targets.values())),
-        how=_hash(source, target),
-        sources={n: sources.get(n, t) for n, t in plan.sources.items()},
-        targets={n: targets.get(n, t) for n, t in plan.targets.items()},
-        accepted=accepted,
-    )
-
-
-def _hash(source: Connection, target: Connection) -> Hash:
-    """MD5, unless the servers spell its halves differently; a server that refuses it fails the caller's transaction."""
-    agreed = _digest(source, Hash.MD5.probe(), "a hash") == _digest(target, Hash.MD5.probe(), "a hash")
-    return Hash.MD5 if agreed else Hash.MD5_CUT
-
-
-def _digest(conn: Connection, query: str, name: str) -> tuple[Any, ...]:
-    with translated(f"comparing {name}"):
-        row = conn.execute(query.encode()).fetchone()
-    return cast("tuple[Any, ...]", row)[:3]
+def merged(left: Sequence[Piece]) -> dict[str, list[tuple[str | None, str | None]]]:
+    """Table -> the ranges of its key that pieces cover, adjoining ones as one; (None, None) is all of it."""
+    found: dict[str, list[tuple[str | None, str | None]]] = {}
+    for piece in sorted(left, key=lambda p: (p.load, p.chunk.lower is not None, int(p.chunk.lower or 0))):
+        ranges = found.setdefault(piece.load, [])
+        if ranges and ranges[-1][1] is not None and ranges[-1][1] == piece.chunk.lower:
+            ranges[-1] = (ranges[-1][0], piece.chunk.upper)
+        else:
+            ranges.append((piece.chunk.lower, piece.chunk.upper))
+    return found

@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from connectors.postgres.ranges import Chunk
 from connectors.postgres.session import translated
 from connectors.postgres.sight import Sight
 from schemas.direction import Direction
 from schemas.errors import Halt, Unavailable
 from schemas.position import Lsn, format_lsn, parse_lsn
 from stream.monitoring.heartbeat import beats
+from stream.verify.digests import Compared
 from stream.verify.evidence import Image, Key, Sample, settle
 from stream.verify.queries import View, named
 from stream.verify.sampler import REFUSED, Witness
@@ -136,38 +138,47 @@ class Judge:
         self._applied = applied
         self._stop = stop
 
-    def judge(self, view: View, suspects: Sequence[Key], *, most: int = MOST, batch: int = BATCH) -> list[Found]:
+    def judge(
+        self,
+        view: View,
+        suspects: Sequence[Key],
+        *,
+        most: int = MOST,
+        batch: int = BATCH,
+        scan: Chunk | None = None,
+    ) -> list[Found]:
         """The suspects that are mismatches; other rows of the same owners may come to light, and count too.
 
+        `scan`: they are looked for by reading that chunk, for those that cannot be found by their keys.
         Errors: TooMany past `most`; Unsettled when rows cannot be settled; Unavailable.
         """
         found: dict[Key, Found] = {}
         for i in range(0, len(suspects), batch):
-            for one in self._batch(view, suspects[i : i + batch]):
+            for one in self._batch(view, suspects[i : i + batch], scan):
                 found[one.key] = one
             if len(found) > most:
                 raise TooMany(list(found.values()))
         return list(found.values())
 
-    def _batch(self, view: View, suspects: Sequence[Key]) -> list[Found]:
+    def _batch(self, view: View, suspects: Sequence[Key], scan: Chunk | None) -> list[Found]:
         open_ = list(dict.fromkeys(suspects))
         leaders: list[Sample] = []
         followers: list[Sample] = []
         found: list[Found] = []
         for turn in range(ROUNDS):
-            leaders.append(self.witness.lead(view, open_))
+            leaders.append(self.witness.lead(view, open_, scan))
             open_ = self._settled(view, open_, leaders, followers, found)
             if not open_:
                 return found
             self._applied.past(leaders[-1].lsn)
-            followers.append(self.witness.follow(view, open_))
+            followers.append(self.witness.follow(view, open_, scan))
             self._caught_up(followers)
             open_ = self._settled(view, open_, leaders, followers, found)
             if not open_:
                 return found
             if self._stop.wait(min(1.0, ROUND_S * turn)):
                 raise Stopped
-            if turn >= CALM_ROUNDS and not followers[-1].unsettled:
+            if turn >= CALM_ROUNDS and scan is None and not followers[-1].unsettled:
                 open_ = self._burst(view, open_, found)
                 if not open_:
                     return found
@@ -231,6 +242,14 @@ class Judge:
             ahead = self.witness.leader is self.witness.source
             found.append(mismatch(view, key, *((lead, follow) if ahead else (follow, lead))))
         return [key for key in open_ if key not in agreed and key not in different]
+
+
+def doubtful(compared: Compared, found: Sequence[Found]) -> list[Key]:
+    """Keys whose rows a look-up may not see: the digests count them otherwise, or one side seems to lack them."""
+    if compared.by_rows:  # found by their keys alone: there is no digest
+        return []
+    lacking = (f.key for f in found if f.mismatch.kind is not Kind.DIFFERENT)
+    return list(dict.fromkeys([*compared.apart, *lacking]))
 
 
 def mismatch(view: View, key: Key, source: Image, target: Image) -> Found:

@@ -15,6 +15,7 @@ from connectors.postgres.ranges import Chunk, Kind
 from connectors.postgres.session import Connection, connect, translated
 from connectors.postgres.target import canonical
 from schemas.errors import Contended, SlackwaterError
+from schemas.plan import Plan
 from stream.verify.coverage import Course
 from stream.verify.digests import Compared, assert_empty
 from stream.verify.judge import Found
@@ -33,6 +34,10 @@ values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
        target_rows = excluded.target_rows, youngest = excluded.youngest, began_at = excluded.began_at,
        done_at = clock_timestamp()
 """
+
+
+class Voided(Exception):
+    """The pass over a table was taken away while it was under way: it has to begin anew. The text is the cause."""
 
 
 class Ledger:
@@ -72,24 +77,15 @@ class Ledger:
         return done, [] if done else before
 
     def not_waived(self, view: View, found: list[Found]) -> list[Found]:
-        """Without rows that the target refused and an operator gave up: those stay listed in quarantine."""
-        by = restricts(view)
-        if not found or by is None or not view.mapping.row_local:
-            return found
-        with translated("reading the quarantine"):
-            rows = self._store.conn.execute(
-                "select key from slackwater.quarantine where migration = %s and direction = %s and load = %s"
-                " and state = 'waived'",
-                (*self._id, view.name),
-            ).fetchall()
-        waived = {canonical(row[0]) for row in rows}
-        table = view.sources[0]
-        names = [bare(e, table) or "" for e in by[table.name]]
-        return [f for f in found if canonical(dict(zip(names, owners(view, [f.key])[0], strict=True))) not in waived]
+        return not_waived(self._store.conn, self._task.plan, view, found)
 
     def record(self, tally: Tally, chunk: Chunk, compared: Compared, found: Sequence[Found], *, more: bool) -> None:
-        """A chunk that was compared and judged. `more`: so much differs that the rest of the table is let be."""
+        """A chunk that was compared and judged. `more`: so much differs that the rest of the table is let be.
+
+        Errors: Voided.
+        """
         conn = self._store.conn
+        self._assert_stands(tally)
         tally.found += found
         tally.total += sum(f.mismatch.rows for f in found)
         with translated("recording a chunk"), conn.transaction():
@@ -108,8 +104,13 @@ class Ledger:
         if more:
             tally.more = tally.course.ended = True
 
+    def _assert_stands(self, tally: Tally) -> None:
+        name = tally.view.name
+        if not self._store.stands(name, tally.began) and (cause := self._store.voided(name)) is not None:
+            raise Voided(cause)
+
     def conclude(self, tally: Tally, source: Connection) -> None:
-        """The table's verdict, once nothing of it is left; or what kept it from being compared."""
+        """The table's verdict, once nothing of it is left; or what kept it from being compared. Errors: Voided."""
         if tally.concluded:
             return
         tally.concluded = True
@@ -135,13 +136,32 @@ class Ledger:
             unrepresented={n: u for n, u in (tally.unrepresented or {}).items() if u is not None},
         )
         if tally.verdict is Verdict.PENDING:
+            self._assert_stands(tally)
             tally.problem = Contended(
                 f"{name} was prepared anew, or compared by somebody else, meanwhile", hint="slackwater verify"
             )
             return
+        self._store.compared(name)
         with translated("forgetting the chunks of earlier passes"):
             self._store.conn.execute(
                 "delete from slackwater.verify_chunk where migration = %s and direction = %s and load = %s"
                 " and began_at <> %s",
                 (*self._id, name, tally.began),
             )
+
+
+def not_waived(conn: Connection, plan: Plan, view: View, found: list[Found]) -> list[Found]:
+    """Without rows that the target refused and an operator gave up: those stay listed in quarantine."""
+    by = restricts(view)
+    if not found or by is None or not view.mapping.row_local:
+        return found
+    with translated("reading the quarantine"):
+        rows = conn.execute(
+            "select key from slackwater.quarantine where migration = %s and direction = %s and load = %s"
+            " and state = 'waived'",
+            (plan.migration, plan.direction.value, view.name),
+        ).fetchall()
+    waived = {canonical(row[0]) for row in rows}
+    table = view.sources[0]
+    names = [bare(e, table) or "" for e in by[table.name]]
+    return [f for f in found if canonical(dict(zip(names, owners(view, [f.key])[0], strict=True))) not in waived]

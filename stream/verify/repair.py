@@ -15,14 +15,16 @@ from connectors.failpoint import failpoint
 from connectors.postgres.mirror import mirror_key
 from connectors.postgres.session import Connection, translated
 from connectors.postgres.target import Target
+from connectors.postgres.void import void
 from schemas.control import MIRROR_SCHEMA, mirror_name
 from schemas.names import qualified, quote
 from schemas.plan import Plan
+from stream.backfill.load_table import MIRROR
 from stream.backfill.reread import assert_closed
 from stream.engine.build import mirror_mapping
 from stream.verify.digests import Pair
+from stream.verify.lookup import feeding
 from stream.verify.queries import Key, View, bare, owners, restricts
-from stream.verify.sampler import feeding
 from stream.verify.verdicts import Mismatch, Store
 
 REASON = "verify --repair"
@@ -134,6 +136,9 @@ def ask(store: Store, name: str, asked: Asked) -> int:
             target.ask_reread(load, source, keys, REASON)
             total += len(keys)
         failpoint("verify.mid_repair")
+        # What is read again may be a row of a mirror, which feeds other tables, too.
+        tables = None if any(load.startswith(MIRROR) for load in asked.rows) else {name}
+        void(store.conn, store.migration, store.direction, tables=tables, cause="rows were read again by a repair")
         if not asked.refused:
             store.repaired(name)
     return total

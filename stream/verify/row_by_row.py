@@ -9,8 +9,9 @@ from __future__ import annotations
 from connectors.postgres.ranges import Chunk, relation
 from schemas.errors import Halt, SlackwaterError
 from stream.verify.digests import RANGE_S, SCAN_S, Compared, Pair
+from stream.verify.lookup import feeding
 from stream.verify.queries import Key, View, owners, restricts
-from stream.verify.sampler import Witness, feeding
+from stream.verify.sampler import Witness
 
 UNDEFINED_FUNCTION, UNDEFINED_OBJECT, UNDEFINED_SCHEMA = "42883", "42704", "3F000"
 BATCH = 5_000  # judged together
@@ -53,7 +54,7 @@ def every_row(pair: Pair, witness: Witness, view: View, chunk: Chunk, why: Slack
 def _made(witness: Witness, view: View, fed: list[Key]) -> list[Key]:
     """Keys of the rows that some owners may have: where the key is more than the owner, what the SELECT makes says."""
     at = {name: n for n, name in enumerate(view.mapping.owner)}
-    keys = [tuple(o[at[k]] if k in at else None for k in view.mapping.key) for o in fed if None not in o]
+    keys = [tuple(o[at[k]] if k in at else None for k in view.mapping.key) for o in fed]
     if set(view.mapping.key) <= set(at):
         return keys
     return [key for i in range(0, len(keys), BATCH) for key in witness.made(view, owners(view, keys[i : i + BATCH]))]

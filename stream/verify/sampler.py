@@ -13,7 +13,7 @@ from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from connectors.postgres.ranges import chunk_key, relation
+from connectors.postgres.ranges import Chunk, chunk_key, relation
 from connectors.postgres.session import Connection, translated
 from connectors.postgres.sight import Sight
 from schemas import digest
@@ -23,17 +23,16 @@ from schemas.errors import Halt, RowRejected
 from schemas.names import quote
 from schemas.plan import Plan
 from schemas.position import Lsn, parse_lsn
-from schemas.table import Table
 from stream.backfill.load_table import MIRROR
 from stream.engine import build
 from stream.engine.mapping_sql import Load, columns
 from stream.engine.staging import Stage
-from stream.verify.digests import Pair
+from stream.verify.digests import SCAN_S, Pair
 from stream.verify.evidence import Image, Key, Row, Sample
-from stream.verify.queries import INTEGERS, View, bare, owners, restricts
+from stream.verify.lookup import among, cells, feeding, images_by_key, key_of, literal, scanned, spelled_among
+from stream.verify.queries import View, bare, owners, restricts
 
 LOOK_S = 60.0
-TEXTS = frozenset({"text", "character varying"})
 REFUSED: Row = ("(this row cannot be computed)",)
 
 
@@ -82,13 +81,39 @@ class Witness:
     def _at(self, side: Side) -> Sight:
         return self._pair.source if side is self._plan.direction.source else self._pair.target
 
-    def lead(self, view: View, keys: Sequence[Key]) -> Sample:
-        """The rows on the side that takes writes, and how new they are at most."""
-        return self._sample(view, keys, leading=True)
+    def lead(self, view: View, keys: Sequence[Key], scan: Chunk | None = None) -> Sample:
+        """The rows on the side that takes writes, and how new they are at most.
 
-    def follow(self, view: View, keys: Sequence[Key]) -> Sample:
+        `scan`: read that chunk, as the digests do, instead of looking the keys up.
+        """
+        return self._sample(view, keys, scan, leading=True)
+
+    def follow(self, view: View, keys: Sequence[Key], scan: Chunk | None = None) -> Sample:
         """The rows on the other side, and up to where the stream had been applied to it."""
-        return self._sample(view, keys, leading=False)
+        return self._sample(view, keys, scan, leading=False)
+
+    def blind(self, view: View, chunk: Chunk, keys: Sequence[Key]) -> list[Key]:
+        """Keys under which a look-up finds another number of rows than a digest counts, in one and the same snapshot.
+
+        What a look-up cannot see would be on neither side, and agree; or on one alone, and be called extra.
+        """
+        pair, by = self._pair, restricts(view)
+        if by is None or not view.mapping.key or not keys:
+            return []
+        doing = f"looking for rows of {view.name}"
+        with pair.source.look(view.sources, timeout_s=SCAN_S):
+            seen = scanned(pair.source, view, view.source(pair.source.rows, chunk), keys, doing)
+            raw = self._read(view, by, owners(view, keys))
+        with pair.target.look([view.table], timeout_s=SCAN_S):
+            there = scanned(pair.target, view, view.target(pair.target.rows, chunk), keys, doing)
+            found, _ = self._stored(view, keys)
+        made = self._transformed(view, raw, owners(view, keys))
+        return [
+            key
+            for key in keys
+            if REFUSED not in made.get(key, ())
+            and (len(seen.get(key, ())), len(there.get(key, ()))) != (len(made.get(key, ())), len(found.get(key, ())))
+        ]
 
     def made(self, view: View, wanted: Sequence[Key]) -> list[Key]:
         """Keys of the rows that the SELECT makes for some owners, where the sources say which rows feed them."""
@@ -98,11 +123,13 @@ class Witness:
             raw = self._read(view, by, wanted)
         return list(self._transformed(view, raw, wanted))
 
-    def _sample(self, view: View, keys: Sequence[Key], *, leading: bool) -> Sample:
+    def _sample(self, view: View, keys: Sequence[Key], scan: Chunk | None, *, leading: bool) -> Sample:
         sight = self.leader if leading else self.follower
         self._order += 1
         order = self._order
-        if sight is self._pair.source:
+        if scan is not None:
+            place, images, versions = self._scanned(sight, view, keys, scan, leading=leading)
+        elif sight is self._pair.source:
             place, images, versions = self._of_source(view, keys, leading=leading)
         else:
             place, images, versions = self._of_target(view, keys, leading=leading)
@@ -123,13 +150,23 @@ class Witness:
         written = [view.name] if sight is self._pair.target else [t.name for t in view.sources]
         rows = sight.all(
             "select end_lsn::text, exists (select from slackwater.reread"
-            f" where {mine} and (load in ({', '.join(map(_literal, written))}) or starts_with(load, '{MIRROR}')))"
+            f" where {mine} and (load in ({', '.join(map(literal, written))}) or starts_with(load, '{MIRROR}')))"
             f" from slackwater.checkpoint where {mine}",
             "reading the checkpoint",
         )
         if not rows:
             raise Halt(f"there is no {self.link} checkpoint", hint="`slackwater prepare` writes it")
         return Place(lsn=parse_lsn(str(rows[0][0])), unsettled=bool(rows[0][1]))
+
+    def _scanned(
+        self, sight: Sight, view: View, keys: Sequence[Key], chunk: Chunk, *, leading: bool
+    ) -> tuple[Place, dict[Key, Image], dict[Key, Hashable]]:
+        """The rows as the digests see them, spelled by the side that has them."""
+        of_source = sight is self._pair.source
+        with sight.look(view.sources if of_source else [view.table], timeout_s=SCAN_S):
+            place = self._place(sight, view, leading=leading)
+            rows = view.source(sight.rows, chunk) if of_source else view.target(sight.rows, chunk)
+            return place, scanned(sight, view, rows, keys, f"reading {view.name}"), {}
 
     # The target's rows.
 
@@ -143,19 +180,22 @@ class Witness:
                 rows = digest.held(view.mapping, view.table, view.bases)
                 found = sight.all(digest.counted(rows, view.how, _images(keys)), f"reading {view.name} on the target")
                 return place, {(m,): ((n,),) for m, n in found}, {}
-            where = _among(
-                [quote(o) for o in view.mapping.owner],
-                [view.table.column(o).type for o in view.mapping.owner],
-                owners(view, keys),
-            )
-            rows = digest.held(view.mapping, view.table, view.bases, where)
-            stored_at = "q.tableoid::text, q.ctid::text, q.xmin::text"
-            query = f"select {_cells(rows)}, {stored_at} from {rows.source} where {rows.where}"
-            found = sight.all(query, f"reading {view.name} on the target")
-        images, stored = _images_by_key(view, [row[:-3] for row in found]), defaultdict[Key, list[Any]](list)
+            images, stored = self._stored(view, keys)
+        return place, images, stored
+
+    def _stored(self, view: View, keys: Sequence[Key]) -> tuple[dict[Key, Image], dict[Key, Hashable]]:
+        """The target's rows of the owners of some keys, and their versions; within a look."""
+        types = [view.table.column(o).type for o in view.mapping.owner]
+        where = among([quote(o) for o in view.mapping.owner], types, owners(view, keys))
+        rows = digest.held(view.mapping, view.table, view.bases, where)
+        stored_at = "q.tableoid::text, q.ctid::text, q.xmin::text"
+        query = f"select {cells(rows)}, {stored_at} from {rows.source} where {rows.where}"
+        found = self._pair.target.all(query, f"reading {view.name} on the target")
+        stored = defaultdict[Key, list[Any]](list)
         for row in found:
-            stored[_key(view, row)].append(row[-3:])
-        return place, images, {k: tuple(v) if len(v) == 1 else None for k, v in stored.items()}
+            stored[key_of(view, row)].append(row[-3:])
+        images = images_by_key(view, [row[:-3] for row in found])
+        return images, {k: tuple(v) if len(v) == 1 else None for k, v in stored.items()}
 
     # The source's rows.
 
@@ -182,10 +222,10 @@ class Witness:
         if not view.mapping.key:
             found = source.all(digest.counted(rows, view.how, _images(keys)), doing)
             return {(m,): ((n,),) for m, n in found}
-        wanted = ", ".join(_tuple(owner) for owner in owners(view, keys))
         texts = [rows.keys[view.mapping.key.index(o)] for o in view.mapping.owner]
-        found = source.all(f"select {_cells(rows)} from {rows.source} where ({', '.join(texts)}) in ({wanted})", doing)
-        return _images_by_key(view, found)
+        among_owners = spelled_among(texts, owners(view, keys))
+        found = source.all(f"select {cells(rows)} from {rows.source} where {among_owners}", doing)
+        return images_by_key(view, found)
 
     def _read(self, view: View, by: Mapping[str, Sequence[str]], wanted: Sequence[Key]) -> Raw:
         """The stored rows that feed some owners, within a look."""
@@ -257,15 +297,15 @@ class Witness:
                 bindings = {t.name: self._stages[t.name].reading() for t in view.sources}
                 conn.execute(_whole(load, bindings).encode())
                 kept = digest.held(view.mapping, view.table, view.bases)
-                query = f"select {_cells(kept)} from {load.rows} q"
+                query = f"select {cells(kept)} from {load.rows} q"
                 found = conn.execute(query.encode()).fetchall()
         finally:
             if not conn.closed and not conn.broken:
                 conn.execute("rollback")
         mine = set(wanted)
         at = [view.mapping.key.index(o) for o in view.mapping.owner]
-        rows = [row for row in found if tuple(_key(view, row)[i] for i in at) in mine]
-        return _images_by_key(view, rows)
+        rows = [row for row in found if tuple(key_of(view, row)[i] for i in at) in mine]
+        return images_by_key(view, rows)
 
     def _make(self, conn: Connection, view: View, load: Load) -> None:
         wanted = [(t.name, self._stages[t.name].create()) for t in view.sources] + [(f"-> {view.name}", load.create())]
@@ -299,69 +339,5 @@ def _only(raw: Raw, wanted: Collection[Key]) -> Raw:
     )
 
 
-def _cells(rows: digest.Rows) -> str:
-    """The key's columns, then every mapped column, as text."""
-    return ", ".join([*rows.keys, *(f"({cell})::text" for cell in rows.cells)])
-
-
-def _key(view: View, row: Sequence[Any]) -> Key:
-    return tuple(row[: len(view.mapping.key)])
-
-
-def _images_by_key(view: View, found: Iterable[Sequence[Any]]) -> dict[Key, Image]:
-    images: defaultdict[Key, list[Row]] = defaultdict(list)
-    for row in found:
-        images[_key(view, row)].append(tuple(row[len(view.mapping.key) :]))
-    return {k: tuple(sorted(v, key=repr)) for k, v in images.items()}
-
-
 def _images(keys: Sequence[Key]) -> list[str]:
     return [str(key[0]) for key in keys]
-
-
-def feeding(view: View, table: Table, expressions: Sequence[str], wanted: Sequence[Key]) -> tuple[list[str], str]:
-    """The owner that a source's row feeds, as text, and a condition: it feeds one of `wanted`.
-
-    The condition is one that an index can answer where types agree, else it is over the text.
-    """
-    owner_types = [view.table.column(o).type for o in view.mapping.owner]
-    types = []
-    for expression, type_ in zip(expressions, owner_types, strict=True):
-        name = bare(expression, table)
-        held = table.column(name).type if name is not None else ""
-        if held in INTEGERS and type_ in INTEGERS:
-            types.append("bigint")
-        elif held in TEXTS and type_ in TEXTS:
-            types.append("text")
-        elif held == type_ and "." not in held:
-            types.append(held)
-        else:
-            types.append("")
-    texts = [f"(({e}){'' if '.' in t else f'::{t}'})::text" for e, t in zip(expressions, owner_types, strict=True)]
-    if all(types):
-        return texts, _among(expressions, types, wanted)
-    return texts, _among([f'{t} collate "C"' for t in texts], ["text"] * len(texts), wanted)
-
-
-def _among(expressions: Sequence[str], types: Sequence[str], wanted: Sequence[Key]) -> str:
-    """A condition: the expressions are one of the tuples `wanted` (text), as these types; user types by text."""
-    spelled = [(f"({e})::text", "text") if "." in t else (f"{e}", t) for e, t in zip(expressions, types, strict=True)]
-    if not wanted:
-        return "false"
-    if len(spelled) == 1:
-        expression, type_ = spelled[0]
-        values = ", ".join(_literal(w[0]) for w in wanted if w[0] is not None)
-        return f"{expression} = any(array[{values}]::{type_}[])" if values else "false"
-    rows = ", ".join(
-        "(" + ", ".join(f"{_literal(v)}::{t}" for v, (_, t) in zip(w, spelled, strict=True)) + ")" for w in wanted
-    )
-    return f"({', '.join(e for e, _ in spelled)}) in (values {rows})"
-
-
-def _tuple(values: Sequence[str | None]) -> str:
-    return "(" + ", ".join(_literal(v) for v in values) + ")"
-
-
-def _literal(value: str | None) -> str:
-    """A string constant (standard_conforming_strings is pinned)."""
-    return "null" if value is None else "'" + value.replace("'", "''") + "'"

@@ -1,8 +1,8 @@
 """One pass over the tables of a direction: compared chunk by chunk by a few workers, judged, recorded, concluded.
 
 Invariants: a chunk counts only once every suspect of it was judged, while the writes stayed where they were, in the
-transaction that records what was found; a table is concluded only when its chunks cover all of it; what could not be
-compared is a problem, by name.
+transaction that records what was found; a table is concluded only when its chunks cover all of it, and begun anew when
+its pass was voided meanwhile; what could not be compared is a problem, by name.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -26,8 +27,8 @@ from schemas.table import Table
 from stream.backfill.throttle import Throttle
 from stream.verify import counterparts, row_by_row
 from stream.verify.digests import Compared, Pair, agreed_hash, compare
-from stream.verify.judge import BATCH, Applied, Found, Judge, Stopped, TooMany, Unsettled
-from stream.verify.pass_record import APPLICATION, Ledger
+from stream.verify.judge import BATCH, Applied, Found, Judge, Stopped, TooMany, Unsettled, doubtful
+from stream.verify.pass_record import APPLICATION, Ledger, Voided
 from stream.verify.preconditions import NotReady
 from stream.verify.queries import View, views
 from stream.verify.sampler import Witness
@@ -41,6 +42,7 @@ JUDGE_S = 1.0  # how often the throttle is asked
 PATIENT_S = 10.0  # after which whatever holds back is no matter of a moment
 CONTENDED = 5  # times that a chunk is tried again after a lock was not to be had
 QUERY_CANCELED = "57014"
+MOST_ANEW = 5  # times that a table is begun anew in one pass
 LONGEST_REST_S = 60.0  # after one chunk, or one scan of a table
 
 
@@ -76,6 +78,7 @@ class Sweep:
         self._errors: list[BaseException] = []
         self._pairs: set[Pair] = set()
         self.tallies: dict[str, Tally] = {}
+        self._anew: Counter[str] = Counter()
         self.began_s = time.monotonic()
 
     def run(self, stop: threading.Event) -> Mapping[str, Tally]:
@@ -91,8 +94,9 @@ class Sweep:
             first.source.assert_same(task.system_id, task.timeline)
             self._how = agreed_hash(first.source, first.target)
             self._flows(first, stop)
-            self._begin(first)
-            self._planner = first.source
+            self._first = first
+            for view in self._views(self._only):
+                self._open(view, resume=self._resume)
             workers = [
                 threading.Thread(target=self._work, name=f"verify {n}", daemon=True) for n in range(task.workers)
             ]
@@ -101,6 +105,11 @@ class Sweep:
                 thread.start()
             self._watch(workers, stop)
         return self.tallies
+
+    def _open(self, view: View, *, resume: bool) -> Tally:
+        tally = self.tallies[view.name] = self._ledger.open(view, resume=resume)
+        tally.counts = tuple(counterparts.counted_with(self._task.plan, view.name))
+        return tally
 
     def _pair(self) -> Pair:
         task = self._task
@@ -153,28 +162,25 @@ class Sweep:
                 hint="slackwater verify again, once a side is open: it goes on where it stopped",
             )
 
-    def _begin(self, pair: Pair) -> None:
-        """Every table's view and what is left of it."""
-        task, plan = self._task, self._task.plan
+    def _views(self, only: Sequence[str]) -> list[View]:
+        """How each table is compared, as both sides are now; without names, all of them."""
+        task, plan, pair = self._task, self._task.plan, self._first
         with translated("reading the tables"):
             sources = catalog.tables(pair.source.primary, plan.source_schema)
             targets = catalog.tables(pair.target.primary, plan.target_schema)
         sized_sources = {n: _sized(t, sources.get(n)) for n, t in plan.sources.items()}
         sized_targets = {n: _sized(t, targets.get(n)) for n, t in plan.targets.items()}
         self._bases = bases(pair.target.primary, list(plan.targets.values()))
-        found = views(
+        return views(
             plan,
             pair.source.primary,
             bases=self._bases,
             how=self._how,
             sources=sized_sources,
             targets=sized_targets,
-            only=self._only,
+            only=only,
             accepted=task.accepted,
         )
-        for view in found:
-            tally = self.tallies[view.name] = self._ledger.open(view, resume=self._resume)
-            tally.counts = tuple(counterparts.counted_with(plan, view.name))
 
     # The workers.
 
@@ -247,7 +253,7 @@ class Sweep:
                             tally.counting = True
                             return tally, None
                         if tally.course.over and not tally.counting:
-                            self._ledger.conclude(tally, self._planner.primary)
+                            self._conclude(tally)
                     if all(t.concluded for t in self.tallies.values()):
                         return None
                     self._moved.wait(IDLE_S)
@@ -255,9 +261,29 @@ class Sweep:
                 self._ended.wait(IDLE_S)
         return None
 
+    def _conclude(self, tally: Tally) -> None:
+        try:
+            self._ledger.conclude(tally, self._first.source.primary)
+        except Voided as error:
+            self._begin_anew(tally, str(error))
+
+    def _begin_anew(self, tally: Tally, cause: str) -> None:
+        """What was compared of a table says nothing any more: all of it is compared again, as it is now."""
+        name = tally.view.name
+        tally.concluded = tally.course.ended = True  # whoever is at a chunk of it finds another tally in its place
+        self._anew[name] += 1
+        log.warning("%s is compared from its beginning again: %s", name, cause)
+        view = next((v for v in self._views([name]) if v.name == name), tally.view)
+        anew = self._open(view, resume=False)
+        if self._anew[name] > MOST_ANEW:
+            anew.problem = Contended(
+                f"{name} could not be compared in one go: time and again, {cause}", hint="slackwater verify"
+            )
+            anew.course.ended = True
+
     def _planned(self, tally: Tally) -> Chunk | None:
         try:
-            return tally.course.take(self._planner.primary)
+            return tally.course.take(self._first.source.primary)
         except (Halt, Contended) as error:
             self._fail(tally, error)
             return None
@@ -269,7 +295,7 @@ class Sweep:
                 began_s = time.monotonic()
                 compared = self._compared(pair, judge.witness, tally, chunk)
                 spent += time.monotonic() - began_s  # judging is waiting, for the most part
-                found, more = self._judged(judge, view, compared)
+                found, more = self._judged(judge, view, chunk, compared)
                 if more and not found:
                     raise Halt(
                         f"more rows of {view.name} were waived than can be told apart from others that differ",
@@ -294,7 +320,11 @@ class Sweep:
                 return
         failpoint("verify.before_record")
         with self._lock:
-            self._ledger.record(tally, chunk, compared, found, more=more)
+            if self.tallies[view.name] is tally:
+                try:
+                    self._ledger.record(tally, chunk, compared, found, more=more)
+                except Voided as error:
+                    self._begin_anew(tally, str(error))
             self._moved.notify_all()
         self._count(compared.rows)
         if self.throttle is not None:
@@ -348,10 +378,18 @@ class Sweep:
             tally.by_rows = True
             return row_by_row.every_row(pair, witness, view, chunk, error)
 
-    def _judged(self, judge: Judge, view: View, compared: Compared) -> tuple[list[Found], bool]:
+    def _judged(self, judge: Judge, view: View, chunk: Chunk, compared: Compared) -> tuple[list[Found], bool]:
+        """The suspects that are mismatches, and whether there are more.
+
+        Rows that one side seems to lack, or has more of, have to be seen by their key on both, or they are looked for
+        in the chunk: counts that stay apart are never clean, and what a look-up does not find is not extra for that.
+        """
         try:
             batch = row_by_row.BATCH if compared.by_rows else BATCH
             found, more = judge.judge(view, compared.suspects, batch=batch), False
+            if unseen := set(judge.witness.blind(view, chunk, doubtful(compared, found))):
+                found = [f for f in found if f.key not in unseen]
+                found += judge.judge(view, sorted(unseen, key=repr), scan=chunk)
         except TooMany as error:
             found, more = error.found, True
         with self._lock:

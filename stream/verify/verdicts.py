@@ -1,8 +1,9 @@
 """What the rows of both sides were found to be: `slackwater.verification`, one row per target table, on the target.
 
 Invariants: a table that was found mismatched stays so until a later, complete, clean pass over it (a repair only turns
-it into `repaired`); a verdict speaks of the file that it was given under, and of no other; what was never compared is
-pending, never clean.
+it into `repaired`); a verdict speaks of the file and of the turn that it was given under, and of no other; once
+anything happened that can have moved rows unseen (`void`) it says nothing; what was never compared is pending, never
+clean.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, cast
 
+from connectors.postgres import void as voiding
 from connectors.postgres.session import Connection, translated
-from schemas.direction import Direction
+from schemas.direction import Direction, Side
+from stream.monitoring.clock import rfc3339
 
+void = voiding.void  # whoever writes a verdict down, or reads one, finds here what ends it
 LISTED = 1000  # mismatches that are kept by name, per table; all of them are counted
 
 
 class Verdict(StrEnum):
     """Of a table, and of a direction as a whole."""
 
-    PENDING = "pending"  # never compared under this file
+    PENDING = "pending"  # not compared under this file, or not since its verdict was voided
     RUNNING = "running"  # the first pass under this file is under way
     CLEAN = "clean"
     MISMATCHED = "mismatched"
@@ -45,6 +49,10 @@ class Mismatch:
     columns: tuple[str, ...] = ()
     rows: int = 1
 
+    def __str__(self) -> str:
+        key = ", ".join(f"{k}={'NULL' if v is None else v}" for k, v in self.key.items()) or f"{self.rows} rows"
+        return f"{key} ({', '.join(self.columns) or self.kind})"
+
     def document(self) -> dict[str, Any]:
         found: dict[str, Any] = {"kind": self.kind.value, "key": dict(self.key), "columns": list(self.columns)}
         return found if self.rows == 1 else {**found, "rows": self.rows}
@@ -63,6 +71,20 @@ class Unrepresented:
 
     def document(self) -> dict[str, Any]:
         return {"rows": self.rows, "fault": self.fault, "keys": [dict(k) for k in self.keys]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Void:
+    """Since when, and why, a verdict says nothing. `cause` is a clause in the past tense; `at` None: not known."""
+
+    cause: str
+    at: datetime | None = None
+
+    def __str__(self) -> str:
+        return self.cause if self.at is None else f"{self.cause} ({rfc3339(self.at)})"
+
+    def document(self) -> dict[str, str | None]:
+        return {"cause": self.cause, "at": None if self.at is None else rfc3339(self.at)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +108,21 @@ class TableVerdict:
     unrepresented: Mapping[str, Unrepresented] = field(default_factory=dict)
     running: bool = False
     problem: Mapping[str, Any] | None = None
+    void: Void | None = None
+    uncompared: int = 0  # parts of it that the last turn had no time to compare, and nobody since
+
+    @property
+    def objection(self) -> str | None:
+        """Why it cannot be said that every row of the table is right; None when it can."""
+        match self.state:
+            case Verdict.CLEAN:
+                return None
+            case Verdict.MISMATCHED:
+                rows = f"{self.mismatched:,} {'row differs' if self.mismatched == 1 else 'rows differ'}"
+                return f"{self.lost:,} rows have no counterpart" if self.lost and not self.mismatched else rows
+            case Verdict.REPAIRED:
+                return "repaired, and not compared since"
+        return "not compared under this file" if self.void is None else f"not verified since {self.void}"
 
     @property
     def lost(self) -> int:
@@ -128,15 +165,46 @@ class Verification:
         return None if not times or None in times else min(cast("list[datetime]", times))
 
     @property
+    def objections(self) -> list[str]:
+        """Why it cannot be said that every row is right, by table."""
+        found = [(name, table.objection) for name, table in self.tables.items()]
+        return [f"{name}: {objection}" for name, objection in found if objection is not None]
+
+    @property
     def problems(self) -> dict[str, Mapping[str, Any]]:
         """Why tables could not be compared when that was last tried."""
         return {name: table.problem for name, table in self.tables.items() if table.problem is not None}
 
 
-READ = """
-select load, state, fingerprint, at, extract(epoch from clock_timestamp() - at)::float8, rows, mismatched, missing,
-       extra, differing, listed, unrepresented, pass_began_at is not null, pass_mismatched, problem
-  from slackwater.verification where migration = %s and direction = %s order by load
+# What a pass stands on, and its verdict with it: the turn, as the target's own row has it; the target itself; and the
+# versions of the triggers that fence the table and its partitions, which whoever takes one off changes for good.
+_FENCES = """
+select c.relname::text as load, md5(string_agg(k.tgrelid::text || ':' || k.xmin::text, ',' order by k.tgrelid)) as fence
+  from pg_catalog.pg_trigger k
+  join pg_catalog.pg_class c on c.oid = coalesce(pg_catalog.pg_partition_root(k.tgrelid), k.tgrelid)
+ where k.tgname = 'slackwater_fence' group by c.relname
+"""
+_STANDS_ON = """jsonb_build_object('fence', ({fence}),
+  'turn', coalesce((select greatest(t.open_turn, coalesce(t.fence_turn, 0) - 1) from slackwater.turn t
+                     where t.migration = %(m)s and t.side = %(side)s), 0),
+  'server', (select system_identifier::text from pg_catalog.pg_control_system()) || '/'
+    || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))"""
+GROUND = _STANDS_ON.format(fence=f"select f.fence from ({_FENCES}) f where f.load = %(load)s::text")
+
+READ = f"""
+with fences as materialized ({_FENCES}),
+     grounds as (select v.load,
+                        {_STANDS_ON.format(fence="select f.fence from fences f where f.load = v.load")} as ground
+                   from slackwater.verification v where v.migration = %(m)s and v.direction = %(d)s)
+select v.load, v.state, v.fingerprint, v.at, extract(epoch from clock_timestamp() - v.at)::float8, v.rows, v.mismatched,
+       v.missing, v.extra, v.differing, v.listed, v.unrepresented, v.pass_began_at is not null, v.pass_mismatched,
+       v.problem, v.void_at, v.void_cause, v.ground, g.ground, t.changed_at,
+       (select count(*) from slackwater.uncompared u where u.migration = v.migration and u.direction = v.direction
+           and u.load = v.load and u.turn = (g.ground->>'turn')::bigint)
+  from slackwater.verification v join grounds g using (load)
+  left join slackwater.turn t on t.migration = %(m)s and t.side = %(side)s
+ where v.migration = %(m)s and v.direction = %(d)s
+ order by v.load
 """
 
 
@@ -150,12 +218,14 @@ def latest(
 ) -> Verification:
     """The verdicts of a direction, read on its target.
 
-    `fingerprint` is that of the file as it is prepared (Spec.fingerprint): a clean verdict of another file is pending.
+    `fingerprint` is that of the file as it is prepared (Spec.fingerprint): a clean verdict of another file is pending,
+    as is one that is void.
     `targets` are the tables that there have to be verdicts on: one that has none is pending. Without either, what is
     recorded is taken as it is.
     """
     with translated("reading the verification"):
-        rows = conn.execute(READ, (migration, direction.value)).fetchall()
+        wanted = {"m": migration, "d": direction.value, "side": direction.target.value}
+        rows = conn.execute(READ.encode(), wanted).fetchall()
     tables = {str(row[0]): _table(row, fingerprint) for row in rows}
     found = Verification(state=together(tables.values()), tables=tables)
     return found if targets is None else found.over(targets)
@@ -173,26 +243,13 @@ def together(tables: Collection[TableVerdict]) -> Verdict:
 
 
 def _table(row: Sequence[Any], fingerprint: str | None) -> TableVerdict:
-    (
-        _,
-        state,
-        of,
-        at,
-        age_s,
-        compared,
-        mismatched,
-        missing,
-        extra,
-        differing,
-        listed,
-        alone,
-        running,
-        so_far,
-        problem,
-    ) = row
-    verdict = Verdict(state)
-    if fingerprint is not None and of != fingerprint and verdict is Verdict.CLEAN:
+    state, of, at, age_s, compared, mismatched, missing, extra, differing, listed, alone = row[1:12]
+    running, so_far, problem = row[12:15]
+    verdict, voided = Verdict(state), None if at is None else _voided(*row[15:20])
+    stale = fingerprint is not None and of != fingerprint
+    if verdict is Verdict.CLEAN and (stale or voided is not None):
         verdict, at, age_s, compared = Verdict.PENDING, None, None, None
+        voided = None if stale else voided
     if verdict is Verdict.PENDING and running:
         verdict = Verdict.RUNNING
     return TableVerdict(
@@ -210,13 +267,85 @@ def _table(row: Sequence[Any], fingerprint: str | None) -> TableVerdict:
         },
         running=running,
         problem=problem,
+        void=voided,
+        uncompared=row[20],
     )
+
+
+def _voided(
+    at: datetime | None,
+    cause: str | None,
+    then: Mapping[str, Any] | None,
+    now: Mapping[str, Any],
+    turned_at: datetime | None,
+) -> Void | None:
+    """What has made a complete pass void, by the newest cause; `then` and `now` are GROUNDs."""
+    if at is not None and (turned_at is None or at >= turned_at):
+        return Void(cause=str(cause), at=at)
+    if then is None:
+        return Void(cause="slackwater was upgraded")
+    if then["turn"] != now["turn"]:
+        side = Side.NEW if now["turn"] % 2 else Side.OLD
+        return Void(cause=f"turn {now['turn']} moved the writes to {side}", at=turned_at)
+    if at is not None:
+        return Void(cause=str(cause), at=at)
+    if then["server"] != now["server"]:
+        return Void(cause="its server was promoted, or restored from a backup")
+    if then["fence"] != now["fence"]:
+        return Void(cause="its fence was taken off, or put on anew")
+    return None
 
 
 def _mismatch(found: Mapping[str, Any]) -> Mismatch:
     return Mismatch(
         kind=Kind(found["kind"]), key=found["key"], columns=tuple(found["columns"]), rows=found.get("rows", 1)
     )
+
+
+# Resumed is only what stands on the same file, turn and server. What decides is looked at under the row's lock.
+_AGAIN = """(%(resume)s and v.pass_began_at is not null and v.pass_fingerprint = excluded.pass_fingerprint
+             and v.pass_ground = excluded.pass_ground)"""
+BEGIN = f"""
+insert into slackwater.verification as v
+       (migration, direction, load, pass_began_at, pass_fingerprint, pass_ground)
+values (%(m)s, %(d)s, %(load)s, clock_timestamp(), %(file)s, {GROUND})
+    on conflict (migration, direction, load) do update
+   set pass_listed = case when {_AGAIN} then v.pass_listed else '[]' end,
+       pass_mismatched = case when {_AGAIN} then v.pass_mismatched else 0 end,
+       pass_began_at = case when {_AGAIN} then v.pass_began_at else clock_timestamp() end,
+       pass_fingerprint = excluded.pass_fingerprint, pass_ground = excluded.pass_ground
+returning pass_began_at, pass_listed, pass_mismatched
+"""
+CONCLUDE = f"""
+update slackwater.verification
+   set state = %(state)s, fingerprint = %(file)s, at = pass_began_at, ground = pass_ground, rows = %(rows)s,
+       mismatched = %(total)s, missing = %(missing)s, extra = %(extra)s, differing = %(different)s,
+       listed = %(listed)s::jsonb, unrepresented = %(alone)s::jsonb, void_at = null, void_cause = null, problem = null,
+       pass_began_at = null, pass_fingerprint = null, pass_ground = null, pass_listed = '[]', pass_mismatched = 0
+ where migration = %(m)s and direction = %(d)s and load = %(load)s and pass_began_at = %(began)s
+   and pass_ground = {GROUND}
+"""
+# A complete pass that has found more than this look keeps its figures.
+_KEPT = ",\n       ".join(
+    f"{name} = case when v.state = 'mismatched' and v.mismatched >= excluded.mismatched"
+    f" then v.{name} else excluded.{name} end"
+    for name in ("state", "fingerprint", "at", "ground", "mismatched", "missing", "extra", "differing", "listed")
+)
+PROVEN = f"""
+insert into slackwater.verification as v (migration, direction, load, state, fingerprint, at, ground, mismatched,
+       missing, extra, differing, listed)
+values (%(m)s, %(d)s, %(load)s, 'mismatched', %(file)s, clock_timestamp(), {GROUND}, %(total)s, %(missing)s, %(extra)s,
+       %(different)s, %(listed)s::jsonb)
+    on conflict (migration, direction, load) do update
+   set {_KEPT},
+       pass_began_at = null, pass_fingerprint = null, pass_ground = null, pass_listed = '[]', pass_mismatched = 0,
+       void_at = clock_timestamp(), void_cause = 'rows were found to differ under the hold of a turn'
+"""
+VOIDED = f"""
+select coalesce(void_cause, 'its fence was taken off, or put on anew') from slackwater.verification
+ where migration = %(m)s and direction = %(d)s and load = %(load)s
+   and (pass_began_at is null and void_at is not null or pass_ground->'fence' is distinct from {GROUND}->'fence')
+"""
 
 
 class Store:
@@ -227,22 +356,13 @@ class Store:
         self.migration = migration
         self.direction = direction
         self._id = (migration, direction.value)
+        self._names = {"m": migration, "d": direction.value, "side": direction.target.value}
 
     def begin(self, load: str, fingerprint: str, *, resume: bool) -> tuple[datetime, list[Mismatch], int]:
         """Begin a pass over a table, or go on with the one that was left; what that one had found already."""
         with translated("recording a verification"), self.conn.transaction():
             row = self.conn.execute(
-                "insert into slackwater.verification as v (migration, direction, load, pass_began_at,"
-                " pass_fingerprint) values (%s, %s, %s, clock_timestamp(), %s)"
-                " on conflict (migration, direction, load) do update set"
-                " pass_listed = case when %s and v.pass_began_at is not null and v.pass_fingerprint = %s"
-                " then v.pass_listed else '[]' end,"
-                " pass_mismatched = case when %s and v.pass_began_at is not null and v.pass_fingerprint = %s"
-                " then v.pass_mismatched else 0 end,"
-                " pass_began_at = case when %s and v.pass_began_at is not null and v.pass_fingerprint = %s"
-                " then v.pass_began_at else clock_timestamp() end, pass_fingerprint = excluded.pass_fingerprint"
-                " returning pass_began_at, pass_listed, pass_mismatched",
-                (*self._id, load, fingerprint, *((resume, fingerprint) * 3)),
+                BEGIN.encode(), {**self._names, "load": load, "file": fingerprint, "resume": resume}
             ).fetchone()
         began, listed, mismatched = cast("tuple[datetime, list[dict[str, Any]], int]", row)
         return began, [_mismatch(found) for found in listed], mismatched
@@ -269,22 +389,47 @@ class Store:
         """A complete pass has ended: its verdict replaces the one before."""
         lost = any(u.fault for u in unrepresented.values())
         verdict = Verdict.MISMATCHED if total or lost else Verdict.CLEAN
-        counts = [sum(m.rows for m in mismatches if m.kind is kind) for kind in Kind]
+        counts = {kind.value: sum(m.rows for m in mismatches if m.kind is kind) for kind in Kind}
+        said = {"load": load, "began": began, "file": fingerprint, "state": verdict.value, "rows": rows, "total": total}
+        listed = json.dumps([m.document() for m in mismatches[:LISTED]])
+        alone = json.dumps({name: u.document() for name, u in unrepresented.items()})
         with translated("recording a verification"):
             done = self.conn.execute(
-                "update slackwater.verification set state = %s, fingerprint = %s, at = pass_began_at, rows = %s,"
-                " mismatched = %s, missing = %s, extra = %s, differing = %s, listed = %s::jsonb,"
-                " unrepresented = %s::jsonb, pass_began_at = null,"
-                " pass_listed = '[]', pass_mismatched = 0, problem = null"
-                " where migration = %s and direction = %s and load = %s and pass_began_at = %s",
-                (
-                    *(verdict.value, fingerprint, rows, total, *counts),
-                    json.dumps([m.document() for m in mismatches[:LISTED]]),
-                    json.dumps({name: u.document() for name, u in unrepresented.items()}),
-                    *(*self._id, load, began),
-                ),
+                CONCLUDE.encode(), {**self._names, **said, **counts, "listed": listed, "alone": alone}
             )
-        return verdict if done.rowcount == 1 else Verdict.PENDING  # begun anew by somebody else meanwhile
+        return verdict if done.rowcount == 1 else Verdict.PENDING  # voided meanwhile, or begun anew by somebody else
+
+    def stands(self, load: str, began: datetime) -> bool:
+        """Whether the pass that began then is still the one under way."""
+        with translated("reading the verification"):
+            row = self.conn.execute(
+                "select from slackwater.verification where migration = %s and direction = %s and load = %s"
+                " and pass_began_at = %s",
+                (*self._id, load, began),
+            ).fetchone()
+        return row is not None
+
+    def voided(self, load: str) -> str | None:
+        """Why the pass over a table was taken away; None where it was not, or where somebody else began another."""
+        with translated("reading the verification"):
+            row = self.conn.execute(VOIDED.encode(), {**self._names, "load": load}).fetchone()
+        return None if row is None else str(row[0])
+
+    def proven(self, load: str, fingerprint: str, mismatches: Sequence[Mismatch]) -> None:
+        """Rows of it differ, and that needs no pass: it is mismatched from now on, and a pass under way begins anew."""
+        counts = {kind.value: sum(m.rows for m in mismatches if m.kind is kind) for kind in Kind}
+        listed = json.dumps([m.document() for m in mismatches[:LISTED]])
+        said = {"load": load, "file": fingerprint, "total": sum(counts.values()), "listed": listed}
+        with translated("recording rows that differ"):
+            self.conn.execute(PROVEN.encode(), {**self._names, **said, **counts})
+
+    def compared(self, load: str) -> None:
+        """What a turn had no time for is done, with the rest of the table."""
+        with translated("recording a verification"):
+            self.conn.execute(
+                "delete from slackwater.uncompared where migration = %s and direction = %s and load = %s",
+                (*self._id, load),
+            )
 
     def failed(self, load: str, cause: str, remedy: str) -> None:
         """The table could not be compared: whatever was its verdict stays, and this beside it."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 from schemas.errors import Unavailable
 from stream.verify import queries
-from stream.verify.final_check import compare_now, pieces, ready
+from stream.verify.final_check import Standstill, merged, pieces
 from stream.verify.judge import Stopped
 from stream.verify.preconditions import NotReady
 from stream.verify.reload_table import load_anew
@@ -227,13 +228,26 @@ def test_under_a_hold_every_chunk_is_compared_as_it_stands(loaded: Filling) -> N
     names = [p.load for p in pieces(loaded.new, loaded.plan)]
     assert set(names) == set(loaded.plan.targets)
     assert names.count("customer") > 5
-    what = ready(loaded.old, loaded.new, loaded.plan)
-    done = compare_now(loaded.old, loaded.new, what, deadline_s=time.monotonic() + 60)
-    assert (done.left, done.causes, [p.load for p in done.differing]) == ((), (), ["customer"])
-    lower, upper = int(done.differing[0].chunk.lower or 0), int(done.differing[0].chunk.upper or 9999)
-    assert lower <= 2345 < upper
-    late = compare_now(loaded.old, loaded.new, what, deadline_s=time.monotonic() - 1)
-    assert (late.compared, len(late.left)) == (0, len(names))
+    with closing(Standstill(loaded.databases.old, loaded.databases.new, loaded.plan)) as still:
+        still.freeze(for_s=60)
+        late = still.sum_up(deadline_s=time.monotonic() - 1)
+        assert (late.pieces, len(still.left), set(merged(still.left))) == (0, len(names), set(names))
+        assert merged(still.left)["customer"] == [(None, None)]
+        # What is written from now on, be it right or wrong, was not there at that moment.
+        corrupt(loaded, "update app.customer set name = 'later' where id = 7; delete from app.orders")
+        done = still.sum_up(deadline_s=time.monotonic() + 60)
+        assert (still.left, done.causes, [p.load for p in still.suspects]) == ([], {}, ["customer"])
+        lower, upper = int(still.suspects[0].chunk.lower or 0), int(still.suspects[0].chunk.upper or 9999)
+        assert lower <= 2345 < upper
+        still.judge(done, still.suspects, deadline_s=time.monotonic() + 60)
+        assert [str(m) for m in done.mismatches["customer"]] == ["id=2345 (name)"]
+        # A table that was rewritten is empty in an older snapshot: that says nothing.
+        loaded.new.execute("vacuum full app.codes")
+        corrupt(loaded, "truncate app.account")
+        still.left = [p for p in pieces(loaded.new, loaded.plan) if p.load in ("codes", "account", "events")]
+        rest = still.rest(deadline_s=time.monotonic() + 60, stop=threading.Event())
+        assert (rest.mismatches, set(rest.causes), rest.pieces) == ({}, {"codes", "account"}, 1)
+        assert {p.load for p in still.left} == {"codes", "account"}
 
 
 def test_what_one_server_lacks_is_a_problem_of_its_table_alone(loaded: Filling) -> None:
