@@ -16,6 +16,9 @@ from schemas.envelope import Schema, framed_id, image_columns
 from schemas.errors import Halt
 from schemas.escape import unescape
 from schemas.position import Lsn, Position
+from schemas.wire_version import READ, assert_readable
+
+_VERSIONS = tuple(str(version).encode() for version in READ)
 
 _Decode = Callable[[bytes], Change]
 
@@ -37,7 +40,8 @@ class Decoder:
     def decode(self, value: bytes) -> Change:
         """One record's value. Integers, floats and booleans are Python's, other types PostgreSQL's text.
 
-        Errors: Halt on a record that is not ours or is damaged; whatever `schema_of` raises for an unknown schema.
+        Errors: Halt on a record that is not ours, a newer slackwater's, or damaged; whatever `schema_of` raises for an
+        unknown schema.
         """
         decode = self._by_header.get(value[:5])
         if decode is None:
@@ -102,8 +106,10 @@ class _Source:
                 p += len(last.tail)
         else:
             p = start
-            for _ in ("version", "connector", "name"):
+            for part in ("version", "connector", "name"):
                 n, p = _length(d, p)
+                if part == "version" and d[p : p + n] not in _VERSIONS:
+                    assert_readable(d[p : p + n].decode(), "a row's record")
                 p += n
             self.head = d[start:p]
             _, p = _long(d, p)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
+from schemas import wire_version
 from schemas.control import CANARY_TABLE, SCHEMA
 from schemas.errors import Halt
 from schemas.escape import escape, unescape
@@ -16,7 +17,7 @@ from schemas.wire import Wire, WireColumn
 
 Schema = dict[str, Any]
 
-SOURCE_VERSION = "1"
+SOURCE_VERSION = str(wire_version.VERSION)
 CONNECTOR = "postgresql"
 _NAMESPACE = "slackwater"
 _ID = struct.Struct(">BI")

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
+from schemas import wire_version
 from schemas.position import Lsn, Position, format_lsn, parse_lsn
-
-VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +66,7 @@ class Epoch:
     def to_json(self) -> bytes:
         return json.dumps(
             {
-                "version": VERSION,
+                "version": wire_version.VERSION,
                 "epoch": self.epoch,
                 "previous": self.previous,
                 "complete": self.complete,
@@ -102,10 +101,9 @@ class Epoch:
 
     @classmethod
     def from_json(cls, data: bytes) -> Epoch:
-        """ValueError (or KeyError, TypeError) on anything that `to_json` did not write."""
+        """ValueError (or KeyError, TypeError) on anything that `to_json` did not write; Halt on another version's."""
         doc = json.loads(data)
-        if doc["version"] != VERSION:
-            raise ValueError(f"epoch record of version {doc['version']}; this program reads version {VERSION}")
+        wire_version.assert_readable(doc["version"], "an epoch record")
         return cls(
             epoch=doc["epoch"],
             previous=doc["previous"],

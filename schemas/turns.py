@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from schemas import wire_version
 from schemas.direction import Side
 
 
@@ -21,12 +22,12 @@ class TurnMessage:
     turn: int
 
     def to_json(self) -> str:
-        doc = {"migration": self.migration, "side": self.side.value, "turn": self.turn}
+        doc = {"migration": self.migration, "side": self.side.value, "turn": self.turn, "version": wire_version.VERSION}
         return json.dumps({**doc, "what": "closed" if self.closed else "open"})
 
     @classmethod
     def from_json(cls, text: str) -> TurnMessage | None:
-        """None for anything that `to_json` did not write."""
+        """None for anything that `to_json` did not write. Whoever calls has looked at the version."""
         try:
             doc = json.loads(text)
             what = doc["what"]

@@ -130,6 +130,11 @@ def _json(conn: Connection, query: str, migration: str) -> dict[str, Any] | None
     return None if row is None else json.loads(row[0])
 
 
+def keep_readers(conn: Connection) -> None:
+    """Let whoever asks for a migration wait for the caller's transaction: no role begins on what is being changed."""
+    conn.execute("lock table slackwater.migration in access exclusive mode")
+
+
 def rewrite(conn: Connection, migration: str, prepared: str) -> None:
     """Put the document in its new form in the place of the old one, in the caller's transaction."""
     conn.execute(
@@ -154,11 +159,6 @@ def not_owned(conn: Connection) -> list[str]:
     return [f"{name} (of {owner})" for name, owner in rows]
 
 
-def forget_verdicts(conn: Connection, migration: str, direction: Direction) -> None:
-    """What was compared, and what was proven of the way back, says nothing any more; mismatches stay what they are."""
-    conn.execute(
-        "update slackwater.verification set fingerprint = '' where migration = %s and direction = %s",
-        (migration, direction.value),
-    )
-    if direction.target is Side.NEW:
-        conn.execute("delete from slackwater.roundtrip where migration = %s", (migration,))
+def forget_roundtrip(conn: Connection, migration: str) -> None:
+    """What was proven of the way back is to be proven anew, on new, in the caller's transaction."""
+    conn.execute("delete from slackwater.roundtrip where migration = %s", (migration,))

@@ -18,6 +18,7 @@ from schemas.control import ROUTE_CHANNEL, TOKEN_PREFIX, TURN_PREFIX
 from schemas.direction import Direction, Side
 from schemas.errors import Superseded
 from schemas.turns import TurnMessage
+from schemas.wire_version import VERSION
 
 NOBODY = "none"
 
@@ -165,7 +166,7 @@ def changed_at_age_s(conn: Connection, migration: str, side: Side) -> float | No
 
 def send_token(conn: Connection, migration: str, direction: Direction, turn: int, token: str) -> None:
     """Send a token through the direction's whole pipe, in a transaction of its own that is durable on return."""
-    content = {"migration": migration, "direction": direction.value, "turn": turn, "token": token}
+    content = {"migration": migration, "direction": direction.value, "turn": turn, "token": token, "version": VERSION}
     with translated("cannot send the token"):
         conn.execute("select pg_catalog.pg_logical_emit_message(true, %s, %s)", (TOKEN_PREFIX, json.dumps(content)))
 

@@ -33,6 +33,7 @@ from connectors.postgres.pgoutput import (
     UPDATE,
 )
 from connectors.postgres.replication import REBUILD
+from schemas import wire_version
 from schemas.change import Op
 from schemas.control import CANARY, ECHO_PREFIX, TRUNCATE_PREFIX, TURN_PREFIX
 from schemas.epoch import Epoch, Message
@@ -351,11 +352,14 @@ class Assembly:
             document = json.loads(content)
         except ValueError:
             return False
-        return (
+        addressed = (
             isinstance(document, dict)
             and document.get("migration") == self._migration
             and document.get("direction", self._direction) == self._direction
         )
+        if addressed:
+            wire_version.assert_readable(document.get("version", wire_version.UNSAID), "a message in the WAL")
+        return addressed
 
     def _settle(self) -> None:
         self._drafts.settle(self._xid, self._commit_us, Position(self._commit_lsn, self._seq - 1))

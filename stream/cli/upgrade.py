@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from schemas.direction import Side
 from stream.cli import context
 from stream.lifecycle import upgrade as upgrading
 
@@ -18,6 +19,9 @@ TOLD = {
 
 def upgrade(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")] = False,
+    only: Annotated[
+        Side | None, typer.Option(help="One side, for a failover to it while the other one is dead; the rest later.")
+    ] = None,
 ) -> None:
     """Bring the control schemas of both sides, and what was prepared, to this version of slackwater.
 
@@ -26,7 +30,7 @@ def upgrade(
     `roundtrip` do not, for this version may see what the older one did not.
     """
     spec = context.spec()
-    outcome = upgrading.upgrade(spec, actor=context.actor, say=context.note, dry_run=dry_run)
+    outcome = upgrading.upgrade(spec, actor=context.actor, say=context.note, only=only, dry_run=dry_run)
     for step in outcome.steps:
         context.note(f"{'would bring' if dry_run else 'brought'}: {step}")
     for other in outcome.others:

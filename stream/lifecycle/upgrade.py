@@ -7,6 +7,7 @@ last. What the older version compared counts for nothing: its judge may have bee
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from connectors.failpoint import failpoint
 from connectors.postgres import busy, catalog, control, control_version, session
 from connectors.postgres.session import Connection
+from connectors.postgres.void import void
 from schemas import control_steps
 from schemas.direction import Direction, Side
 from schemas.errors import Contended, PrivilegeMissing, Refused
@@ -49,7 +51,8 @@ class Outcome:
 
 @dataclass(slots=True, kw_only=True)
 class _Found:
-    """What is there. `control`: each side's version, None where there is no control schema. `one`: one database."""
+    """What is there, on the sides that are looked at. `control`: a side's version, None where there is no control
+    schema. `one`: both sides live in one database."""
 
     conns: Mapping[Side, Connection]
     control: Mapping[Side, int | None]
@@ -68,24 +71,33 @@ class _Found:
     def versions(self) -> dict[str, tuple[int, int]]:
         """What has another version than this program's."""
         found = {side.value: (v, control_steps.VERSION) for side, v in self.control.items() if v is not None}
-        of = [prepared_steps.version(d) for d in (self.document, self.spare) if d is not None]
-        if of:
-            found["document"] = (min(of), prepared_steps.VERSION)
+        if self.documents:
+            found["document"] = (min(map(prepared_steps.version, self.documents)), prepared_steps.VERSION)
         return {what: (then, now) for what, (then, now) in found.items() if then != now}
+
+    @property
+    def documents(self) -> list[Document]:
+        return [document for document in (self.document, self.spare) if document is not None]
 
     @property
     def places(self) -> list[tuple[Connection, frozenset[Side]]]:
         """Each database and the sides in it, old's first."""
         if self.one:
             return [(self.conns[Side.NEW], frozenset(Side))]
-        return [(self.conns[side], frozenset({side})) for side in (Side.OLD, Side.NEW)]
+        return [(self.conns[side], frozenset({side})) for side in Side if side in self.conns]
 
 
 def upgrade(
-    spec: Spec, *, actor: Callable[[Connection], Actor], say: Callable[[str], None], dry_run: bool = False
+    spec: Spec,
+    *,
+    actor: Callable[[Connection], Actor],
+    say: Callable[[str], None],
+    only: Side | None = None,
+    dry_run: bool = False,
 ) -> Outcome:
     """Bring both control schemas and the prepared document to this version, or say what would be done.
 
+    `only` one side, while the other one is dead: as much as a failover to it needs; the rest is for when that is back.
     Errors: Refused with every reason while somebody is at work, and where this version does not take the mappings as
     they are; OtherVersion when a newer slackwater was here; PrivilegeMissing; Unavailable when a side does not answer.
     """
@@ -93,19 +105,24 @@ def upgrade(
         conns = {
             side: stack.enter_context(session.connect(str(at.dsn), application="slackwater upgrade"))
             for side, at in ((Side.OLD, spec.old), (Side.NEW, spec.new))
+            if only in (None, side)
         }
-        stack.enter_context(build.alone(conns[Side.NEW], spec.migration))
+        home = conns[only or Side.NEW]
+        stack.enter_context(build.alone(home, spec.migration))
         found = _look(spec, conns)
         versions = found.versions
         if not versions:
             return Outcome(result="already", versions={})
         _may(spec, found)
-        _read_again(spec, found)
+        if only is None:
+            _read_again(spec, found)
+        else:
+            _read_half(spec, found, only)
         steps = _steps(found)
         others = _others(spec, found)
         if dry_run:
             return Outcome(result="ready", versions=versions, steps=steps, others=others)
-        _write(spec, found, actor(conns[Side.NEW]), say)
+        _write(spec, found, actor(home), say)
     return Outcome(result="done", versions=versions, steps=steps, others=others)
 
 
@@ -115,24 +132,25 @@ def _look(spec: Spec, conns: Mapping[Side, Connection]) -> _Found:
     for side, version in versions.items():
         if version is not None:
             control_version.not_newer(conns[side], version)
+            if version < control_steps.VERSION:
+                _assert_owner(conns[side], side)
     if all(version is None for version in versions.values()):
         raise Refused(
             f"migration {spec.migration} is not prepared: there is nothing to upgrade", hint="slackwater prepare"
         )
-    document = None if versions[Side.NEW] is None else control_version.document(conns[Side.NEW], spec.migration)
-    spare = None if versions[Side.OLD] is None else control_version.spare(conns[Side.OLD], spec.migration)
+    there = {side: conn for side, conn in conns.items() if versions[side] is not None}
+    document = control_version.document(there[Side.NEW], spec.migration) if Side.NEW in there else None
+    spare = control_version.spare(there[Side.OLD], spec.migration) if Side.OLD in there else None
     for kept in (document, spare):
         if kept is not None:
             prepared_steps.assert_not_newer(kept)
     identities = {catalog.server(conn).identity for conn in conns.values()}
-    return _Found(conns=conns, control=versions, document=document, spare=spare, one=len(identities) == 1)
+    one = len(identities) == 1 and len(conns) == 2
+    return _Found(conns=conns, control=versions, document=document, spare=spare, one=one)
 
 
 def _may(spec: Spec, found: _Found) -> None:
-    """Refused while a role or a verb that does not know this version is at work, of whichever migration.
-
-    Errors: PrivilegeMissing where this session may not alter what is to be upgraded.
-    """
+    """Refused while a role or a verb that does not know this version is at work, of whichever migration."""
     at_work: list[busy.Busy] = []
     for conn, sides in found.places:
         if found.control[next(iter(sides))] is None:
@@ -141,7 +159,6 @@ def _may(spec: Spec, found: _Found) -> None:
         if found.outdated(sides):
             at_work += roles or busy.sessions(conn)
             at_work += busy.verbs(conn, [name for name in busy.migrations(conn) if name != spec.migration])
-            _assert_owner(conn, sides)
         else:  # those of other migrations are of this version already
             at_work += [one for one in roles if one.migration == spec.migration]
     if at_work:
@@ -157,13 +174,13 @@ def _named(spec: Spec, one: busy.Busy) -> str:
     return one.who if one.migration in (None, spec.migration) else f"migration {one.migration}: {one.who}"
 
 
-def _assert_owner(conn: Connection, sides: frozenset[Side]) -> None:
+def _assert_owner(conn: Connection, side: Side) -> None:
     """Who made the control schema, or a member of that role, upgrades it."""
     theirs = control_version.not_owned(conn)
     if theirs:
         listed = ", ".join(theirs[:5]) + (f" and {len(theirs) - 5} more" if len(theirs) > 5 else "")
         raise PrivilegeMissing(
-            f"this login may not alter the control schema on {_both(sides)}: {listed}",
+            f"this login may not alter the control schema on {side}: {listed}",
             hint="run `slackwater upgrade` with the login that ran `slackwater prepare`, or grant this one that role",
         )
 
@@ -208,6 +225,16 @@ def _read_again(spec: Spec, found: _Found) -> None:
         found.made_spare = found.made
 
 
+def _read_half(spec: Spec, found: _Found, side: Side) -> None:
+    """What is kept on one side, as this version writes it: what only the other side's catalog tells is left out."""
+    schema = spec.old.schema_ if side is Side.OLD else spec.new.schema_
+    now = {side: catalog.tables(found.conns[side], schema)}
+    if found.document is not None:
+        found.made = json.dumps(prepared_steps.upgraded(found.document, now))
+    if found.spare is not None:
+        found.made_spare = json.dumps(prepared_steps.upgraded(found.spare, now))
+
+
 def _flow(spec: Spec, document: Prepared, direction: Direction, conns: Mapping[Side, Connection]) -> tuple[Flow, Loads]:
     """The direction's flow and its loads, from the tables as they were prepared. Refused where they are others now."""
     flow = document.flow(direction)
@@ -232,9 +259,8 @@ def _flow(spec: Spec, document: Prepared, direction: Direction, conns: Mapping[S
 def _steps(found: _Found) -> tuple[str, ...]:
     """What is brought, in words."""
     lines = [step.brings for version in found.control.values() for step in control_version.missing(version)]
-    for document in (found.document, found.spare):
-        if document is not None:
-            lines += [step.brings for step in prepared_steps.missing(document)]
+    for document in found.documents:
+        lines += [step.brings for step in prepared_steps.missing(document)]
     return tuple(dict.fromkeys(lines))
 
 
@@ -248,22 +274,27 @@ def _write(spec: Spec, found: _Found, who: Actor, say: Callable[[str], None]) ->
     """One transaction for each database, old's first. The intent is journalled before, where there is a journal."""
     name = spec.migration
     detail = {what: {"from": then, "to": now} for what, (then, now) in found.versions.items()}
-    if found.control[Side.NEW] is not None:
+    journal = found.control.get(Side.NEW) is not None
+    if journal:
         append(found.conns[Side.NEW], name, actor=who, step="upgrade", outcome="intent", detail=detail)
     for conn, sides in found.places:
 
         def work(conn: Connection = conn, sides: frozenset[Side] = sides) -> None:
+            if any(found.control[side] is not None for side in sides):
+                control_version.keep_readers(conn)
             control_version.bring(conn, sides)
-            for direction, loads in found.loads.items():
-                if direction.target in sides:
-                    control_version.relabel(conn, name, direction, loads)
-                    control_version.forget_verdicts(conn, name, direction)
+            for direction in Direction:
+                if direction.target in sides and found.documents:
+                    control_version.relabel(conn, name, direction, found.loads.get(direction, {}))
+                    void(conn, name, direction, tables=None, cause="slackwater was upgraded")
             if Side.OLD in sides and found.made_spare is not None:
                 control.keep_spare(conn, name, found.made_spare)
             if Side.NEW in sides and found.made is not None:
+                control_version.forget_roundtrip(conn, name)
                 control_version.rewrite(conn, name, found.made)
-            if Side.NEW in sides and found.control[Side.NEW] is not None:
+            if Side.NEW in sides and journal:
                 append(conn, name, actor=who, step="upgrade", detail=detail)
+            _may(spec, found)  # whoever began meanwhile; who begins from here on waits, and finds the new version
             failpoint("upgrade.before_commit")
 
         _patiently(conn, work, f"cannot upgrade {_both(sides)}")

@@ -20,7 +20,7 @@ from schemas.table import Table
 
 Document = dict[str, Any]
 Catalogs = Mapping[Side, Mapping[str, Table]]
-"""Each side's tables as they are now, by unqualified name."""
+"""Each side's tables as they are now, by unqualified name; without a side that could not be asked."""
 
 
 def _as_it_is(doc: Document) -> Document:
@@ -84,7 +84,7 @@ def upgraded(doc: Document, now: Catalogs) -> Document:
     made["version"] = VERSION
     for side in Side:
         for name, table in made[side.value].items():
-            _fill(table, now[side].get(name))
+            _fill(table, now.get(side, {}).get(name))
     return made
 
 

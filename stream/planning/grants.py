@@ -1,8 +1,8 @@
 """Least privilege, as SQL: what each role of a migration may do on each side, and nothing more.
 
-Four roles: capture (streams from its source), apply and backfill (write their target), operator (prepares, cuts over,
-cancels: owns the tables, directly or as a member of their owners). The data plane's roles own nothing, are not
-superusers, and cannot open or close a side. The control tables exist only after `prepare`, so what concerns them is
+Four roles: capture (streams from its source), apply and backfill (write their target), operator (prepares, upgrades,
+cuts over, cancels: owns the tables, directly or as a member of their owners). The data plane's roles own nothing, are
+not superusers, and cannot open or close a side. The control tables exist only after `prepare`, so what concerns them is
 guarded, and the same SQL is run once before it and once after; the way back's is printed once everything is loaded, and
 run before `arm`.
 """

@@ -77,7 +77,7 @@ OPTIONS: dict[str, set[str]] = {
     "grants": set(),
     "show": {"--key", "--limit"},
     "prepare": {AS},
-    "upgrade": {"--dry-run", AS},
+    "upgrade": {"--dry-run", "--only", AS},
     "run": {"--direction", AS},
     "status": {"--watch", "--exit-code"},
     "wait": {"--for", "--timeout"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 from connectors.kafka.topics import Kind, Topics, TopicSpec
 from connectors.postgres import slots, truncation
 from connectors.postgres.session import connect
-from schemas.errors import SchemaChanged, SlotLost, StreamGap, Unavailable
+from schemas import wire_version
+from schemas.errors import Halt, SchemaChanged, SlotLost, StreamGap, Unavailable
 from schemas.position import parse_lsn
 from stream.capture.role import Capture
 from tests.fixtures.capturing import DIRECTION, Rig, until
@@ -542,3 +544,21 @@ def test_partitions_may_be_added(rig: MakeRig) -> None:
     found = r.published()
     assert len(found.changes) == 100
     assert {p for e in found.epochs for x in e.extents.values() for p in x} == {0, 1, 2, 3}
+
+
+def test_a_message_of_an_earlier_version_is_carried_and_one_of_a_later_halts(rig: MakeRig) -> None:
+    """A message that says `closed` in words that this program does not know must not go by unread."""
+    r = rig(ITEM, "item")
+    told = {"migration": r.migration, "direction": "forward", "token": "t1"}
+    emit = "select pg_logical_emit_message(true, 'slackwater.token', %s)"
+    with r.connect() as conn:
+        with r.running() as task:
+            for version in ({}, {"version": wire_version.VERSION}):
+                conn.execute(emit, (json.dumps(told | version),))
+            r.captured(task)
+        assert sum(len(e.messages) for e in r.published().epochs) == 2
+        conn.execute(emit, (json.dumps(told | {"version": wire_version.VERSION + 1}),))
+    error = r.run_until_it_fails()
+    assert isinstance(error, Halt)
+    assert f"a message in the WAL of version {wire_version.VERSION + 1}" in error.cause
+    assert "a newer one" in error.hint

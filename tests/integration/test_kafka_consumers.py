@@ -18,7 +18,7 @@ from connectors.kafka.registry import ConfluentRegistry, Registry, TopicRegistry
 from connectors.kafka.topics import Kind, TopicSpec
 from schemas.decoder import Decoder
 from schemas.encoder import Encoder
-from schemas.envelope import key_schema, value_schema
+from schemas.envelope import SOURCE_VERSION, key_schema, value_schema
 from schemas.wire import Wire, WireColumn
 from tests.fixtures.registry import RegistryServer
 from tests.fixtures.stream import Stream, epoch_record
@@ -112,7 +112,7 @@ def check(keys: list[Any], values: list[Any]) -> None:
     assert delete["after"] is None
     assert delete["before"]["id"] == 2
     assert insert["source"] == {
-        "version": "1",
+        "version": SOURCE_VERSION,
         "connector": "postgresql",
         "name": "m",
         "ts_ms": 1780000000000,

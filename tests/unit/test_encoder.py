@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from schemas.change import Change
 from schemas.decoder import Decoder
 from schemas.encoder import Encoder
-from schemas.envelope import Schema, framed_id, key_schema, value_schema
+from schemas.envelope import SOURCE_VERSION, Schema, framed_id, key_schema, value_schema
 from schemas.errors import Halt
 from schemas.types import single
 from schemas.wire import Wire, WireColumn
@@ -72,7 +72,7 @@ def reference_record(case: Case) -> dict[str, Any]:
         "before": image(old),
         "after": image(new),
         "source": {
-            "version": "1",
+            "version": SOURCE_VERSION,
             "connector": "postgresql",
             "name": "m",
             "ts_ms": AT["commit_ms"],
