@@ -15,6 +15,8 @@ OLD = """
 create schema shop;
 create table shop.customers (id text primary key, name text not null, street text, city text, zip text);
 create table shop.orders (id int primary key, customer text not null references shop.customers);
+create table shop.item (id int primary key, state text, name text);
+insert into shop.item select g, case when g % 3 > 0 then 'here' else 'gone' end, 'n' from generate_series(1, 30) g;
 create table shop.audit (at int primary key, who text);
 insert into shop.customers
   select 'C' || g, 'Name ' || g, case when g % 3 > 0 then 'Street ' || g end, 'Town', null
@@ -28,6 +30,7 @@ create table app.customer (id text primary key, name text not null);
 create table app.customer_address (customer_id text primary key references app.customer, street text, city text,
                                    zip text);
 create table app.orders (id int primary key, customer text not null references app.customer);
+create table app.item (id int primary key, state text, name text);
 create table app.audits (who text primary key, n bigint);
 """
 TABLES = """
@@ -36,6 +39,7 @@ drop: [audit.at]
 tables:
   - {to: customer, select: "select id, name from customers"}
   - {to: customer_address, select: "select id as customer_id, street, city, zip from customers"}
+  - {to: item, select: "select id, state, name from item where state = 'here'"}
   - {to: audits, select: "select who, count(*) as n from audit group by who"}
 cutover: {max_pause_s: 20, attempts: 8, gates: {statistics: off}}
 """
@@ -59,7 +63,14 @@ def test_a_row_without_its_child_comes_back(postgres_dsn: str, bootstrap: str, t
             shop.on_new("insert into app.customer_address values ('YY', 'Street', null, null)")
             shop.on_new("insert into app.orders values (1000, 'ZZ')")
             shop.on_new("delete from app.customer_address where customer_id = 'C1'")
+            # what the filter would not have let through, and old's own rows beside it
+            shop.on_new(
+                "insert into app.item values (100, 'new', 'x'); update app.item set state = 'sold' where id = 1"
+            )
             drain(shop, Direction.REVERSE)
+            assert shop.on_old("select state, count(*) from shop.item group by 1 order by 1") == [
+                ("gone", 10), ("here", 19), ("new", 1), ("sold", 1),
+            ]  # fmt: skip
             found = shop.on_old(
                 "select id, name, street, city from shop.customers where id in ('C1', 'YY', 'ZZ') order by 1"
             )
