@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as Map
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sqlglot import exp
 
@@ -120,7 +120,10 @@ def _choose(table: Table, usable: list[Piece], given: Map[str, str]) -> _Choice 
         better = {c: i for c in piece.columns if (i := _through(table, piece, c, choice.columns.get(c))) is not None}
         if better:
             choice.joined.append(piece)
-            choice.columns |= better
+            sure = _within(base, piece, usable)
+            choice.columns |= (
+                better if sure else {c: _or_else(piece, i, choice.columns.get(c)) for c, i in better.items()}
+            )
     for piece in choice.joined:
         if not _within(piece, base, usable) and _alone(table, piece, given):
             return _apart(base, piece)
@@ -135,6 +138,14 @@ def _first(table: Table, candidates: list[Piece], usable: list[Piece], given: Ma
         return (leaning, _alone(table, piece, given), *_worth(piece))
 
     return max(candidates, key=rank)
+
+
+def _or_else(piece: Piece, better: Inverse, before: Inverse | None) -> Inverse:
+    """From the joined table where it has the row, and as before where it has not: new may hold one without it."""
+    if before is None:
+        return better
+    there = " and ".join(f"{piece.columns[k].sql} is not null" for k in piece.key)
+    return replace(better, sql=f"case when {there} then {better.sql} else {before.sql} end")
 
 
 def _within(piece: Piece, base: Piece, usable: Sequence[Piece]) -> bool:

@@ -73,11 +73,22 @@ class MadeJudge:
             elif others:
                 self._say("", Kind.ALONE, lost=False, why=f"{self._lonely(others)}: {got.refused.said}")
             return False
-        if self._lost(rows, got, ()):
+        lost = self._lost(rows, got, self._unread)
+        if not lost:
+            return True
+        if self._out({**rows, self.name: []}).images == got.images:
             why = f"{self._lonely(others)} never reaches old: nothing that old would hold tells of it"
             self._say("", Kind.ALONE, lost=True, why=why)
             return False
+        for column in lost:
+            self._say(column, Kind.ALONE, lost=True, why=f"of {self._lonely(others)}, it does not come back")
         return True
+
+    @property
+    def _unread(self) -> set[str]:
+        """Columns that no way back reads: that is said of them, whatever they hold."""
+        read = {c for b in self.backs for c in b.reads.get(self.name, ())}
+        return set(self.writer.columns) - read
 
     def _lonely(self, others: Collection[str]) -> str:
         return f"a row of {self.name}" + (f" without its row of {', '.join(others)}" if others else "")
@@ -108,7 +119,7 @@ class MadeJudge:
             else:
                 self.untried.append(f"{self.name}.{made.column} ({made.kind}): {got.refused.said}")
             return
-        if lost := self._lost(rows, got, unsteady):
+        if lost := self._lost(rows, got, {*unsteady, *self._unread} - {made.column}):
             with_ = "" if lost == [made.column] else f", and {', '.join(lost)} with it"
             self._say(made.column, made.kind, lost=True, why=f"{value} does not come back{with_}")
 
@@ -134,12 +145,11 @@ class MadeJudge:
         if not changed:
             return []
         again = self._same_row(row, got)
-        other = [] if again is None else [{**row, **{c: again[c] for c in changed}}]
-        if self._out({**rows, self.name: other}).images == got.images:
-            return changed
         if again is None:
+            if self._out({**rows, self.name: []}).images == got.images:
+                return changed
             return self._unknown(rows, got, changed)
-        return []
+        return [c for c in changed if self._out({**rows, self.name: [{**row, c: again[c]}]}).images == got.images]
 
     def _unknown(self, rows: Rows, got: Outcome, columns: Sequence[str]) -> list[str]:
         """Of a row that old holds something of, but not enough to make it again: columns that make no difference."""
@@ -157,7 +167,7 @@ class MadeJudge:
         remedy = (
             "write the way back so that it begins there, or keep such rows out of new: by a foreign key, or NOT NULL"
         )
-        if column:
+        if column and kind is not Kind.ALONE:
             remedy = f"a CHECK on new keeps such values of {self.name}.{column} out while the way back is open"
             remedy += "; or write how the column comes back"
         self.found.append(MadeVerdict(table=self.name, column=column, kind=kind, lost=lost, why=why, remedy=remedy))

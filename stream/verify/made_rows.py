@@ -213,7 +213,7 @@ class Trial:
         return held, variants
 
     def _made(self, table: Table) -> Iterator[Made]:
-        read = {c for b in self.back.mappings for c in b.reads.get(table.name, ())} | self._missed(table)
+        read = self._telling(table)
         pointing = {c for r in table.references for c in r.columns}
         old = [c for t in self.old.values() for c in t.columns]
         unknown = []
@@ -221,7 +221,7 @@ class Trial:
             if column.name not in read or column.generated:
                 continue
             base, labels = self._base(column), self._of(column)
-            if not knows(base, labels):
+            if not knows(base, labels) and not self._as_it_is(table, column):
                 unknown.append(column.name)
             for made in tried(base, labels, old):
                 keyed = column.name in table.key
@@ -230,21 +230,39 @@ class Trial:
         if unknown:
             self.untried.append(f"{table.name}.{', '.join(unknown)}: no values of the type are known here, but NULL")
 
-    def _missed(self, table: Table) -> set[str]:
-        """Columns that hold an old column as it is, and that no way back reads, nor another one that holds it, too."""
+    def _as_it_is(self, table: Table, column: Column) -> bool:
+        """Whether old takes the column's values over as they are, in a column of the same type."""
+        return any(
+            o.plain == (table.name, column.name) and self.old[b.target].column(o.name).type_full == column.type_full
+            for b in self.back.mappings
+            for o in b.outputs
+        )
+
+    def _telling(self, table: Table) -> set[str]:
+        """The columns that old is to hear of: what a way back reads, and what holds an old column that nothing reads.
+
+        Of an old column that two columns of new hold, one goes before the other; that is said of the other one.
+        """
         read = {(s, c) for b in self.back.mappings for s in b.sources for c in b.reads[s]}
-        held = {o.plain for m in self.forward.mappings for o in m.outputs if (m.target, o.name) in read}
-        unread = [
-            o
-            for m in self.forward.mappings
-            for o in m.outputs
-            if m.target == table.name and (table.name, o.name) not in read
-        ]
+        held = {o.plain: m.target for m in self.forward.mappings for o in m.outputs if (m.target, o.name) in read}
+        outputs = [o for m in self.forward.mappings if m.target == table.name for o in m.outputs]
+        second = {
+            o.name
+            for o in outputs
+            if (table.name, o.name) in read
+            and o.plain is None
+            and any(held.get(dep, table.name) != table.name for dep in o.deps)
+            and len(o.deps) == 1
+        }
+        unread = [o for o in outputs if (table.name, o.name) not in read]
         missed = {o.name for o in unread if o.plain is not None and o.plain not in held}
-        if apart := [o.name for o in unread if o.name not in missed]:
+        if apart := [*(o.name for o in unread if o.name not in missed), *sorted(second)]:
             names = ", ".join(apart)
-            self.untried.append(f"{table.name}.{names}: no way back reads it: what is written there alone stays on new")
-        return missed
+            self.untried.append(
+                f"{table.name}.{names}: old takes it from elsewhere, or not at all: what is written there alone"
+                " stays on new"
+            )
+        return {c for t, c in read if t == table.name} - second | missed
 
     # Tables that come back as one.
 

@@ -46,6 +46,14 @@ class View:
         return self.mapping.target
 
     @property
+    def anywhere(self) -> View:
+        """For rows that are named: the target's are looked at wherever they are.
+
+        New may have made one that the way forward would have left in old, and that the digests so leave out there.
+        """
+        return replace(self, mapping=replace(self.mapping, scope=None))
+
+    @property
     def rows_estimate(self) -> int:
         return max(t.rows_estimate or t.bytes_estimate // ROW_BYTES for t in (self.table, *self.sources))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from connectors.postgres.ranges import Chunk, chunk_key, relation
@@ -105,7 +105,7 @@ class Witness:
             seen = scanned(pair.source, view, view.source(pair.source.rows, chunk), keys, doing)
             raw = self._read(view, by, owners(view, keys))
         with pair.target.look([view.table], timeout_s=SCAN_S):
-            there = scanned(pair.target, view, view.target(pair.target.rows, chunk), keys, doing)
+            there = scanned(pair.target, view, view.anywhere.target(pair.target.rows, chunk), keys, doing)
             found, _ = self._stored(view, keys)
         made = self._transformed(view, raw, owners(view, keys))
         return [
@@ -165,7 +165,7 @@ class Witness:
         of_source = sight is self._pair.source
         with sight.look(view.sources if of_source else [view.table], timeout_s=SCAN_S):
             place = self._place(sight, view, leading=leading)
-            rows = view.source(sight.rows, chunk) if of_source else view.target(sight.rows, chunk)
+            rows = view.source(sight.rows, chunk) if of_source else view.anywhere.target(sight.rows, chunk)
             return place, scanned(sight, view, rows, keys, f"reading {view.name}"), {}
 
     # The target's rows.
@@ -187,8 +187,7 @@ class Witness:
         """The target's rows of the owners of some keys, and their versions; within a look."""
         types = [view.table.column(o).type for o in view.mapping.owner]
         where = among([quote(o) for o in view.mapping.owner], types, owners(view, keys))
-        # A row that is named is looked at wherever it is: new may have made one that the way forward left out.
-        rows = digest.held(replace(view.mapping, scope=None), view.table, view.bases, where)
+        rows = digest.held(view.anywhere.mapping, view.table, view.bases, where)
         stored_at = "q.tableoid::text, q.ctid::text, q.xmin::text"
         query = f"select {cells(rows)}, {stored_at} from {rows.source} where {rows.where}"
         found = self._pair.target.all(query, f"reading {view.name} on the target")

@@ -137,7 +137,7 @@ GATED = """
 cutover: {max_pause_s: 20, attempts: 8}
 verify: {max_age_s: 3600}
 finalize: {quiet_s: 1}
-roundtrip: {accept: [customers.fax]}
+roundtrip: {accept: [customers.fax, new.address, new.account]}
 reverse:
   - {to: profiles, select: "select id as user_id, bio from account where bio is not null"}
 """

@@ -155,6 +155,19 @@ tables:
     assert not back(text, [BARE], [c, referring(d, "id", to="c"), e]).mappings
 
 
+def test_a_better_column_elsewhere_does_not_take_the_lesser_one_s_place_where_it_is_not() -> None:
+    text = """
+drop: [customers.fax, customers.street, customers.city]
+tables:
+  - {to: customer, select: "select id, cust_nm as name, lower(email) as email from customers"}
+  - {to: address, select: "select id as customer_id, email from customers"}
+"""
+    child = table("address", "customer_id integer!, email", key="customer_id")
+    r = back(text, [CUSTOMERS], [CUSTOMER, referring(child, "customer_id", to="customer")])
+    where = "case when address.customer_id is not null then address.email else customer.email end"
+    assert of(r, "customers.email").expression == where
+
+
 def test_a_column_set_under_reverse_makes_a_row_of_it() -> None:
     """What only the file can say of a column, it says of each row."""
     older = replace(BARE, columns=(*BARE.columns, *table("x", "vat text!").columns))
