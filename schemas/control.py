@@ -250,6 +250,25 @@ create table if not exists slackwater.finding (   -- what a look found that is t
   primary key (migration, direction, what)
 );
 
+create table if not exists slackwater.fingerprint (   -- what was last accepted of a side's tables, on that side
+  migration text not null, side text not null, relation text not null,
+  parts jsonb not null,                -- schemas/fingerprint.py: all that can change rows without an event
+  accepted_at timestamptz not null default clock_timestamp(),
+  primary key (migration, side, relation)
+);
+
+create table if not exists slackwater.silent_change (  -- what changed a table without an event, on the side it is on
+  id bigint generated always as identity primary key,
+  migration text not null, side text not null, relation text not null,
+  kind text not null,                  -- file, values, shape, lost
+  cause text not null,
+  state text not null default 'found', -- found, voided (verdicts say nothing since), done
+  found_at timestamptz not null default clock_timestamp(),
+  voided_at timestamptz,               -- by the clock of the other side: a pass that began later has seen it
+  done_at timestamptz
+);
+create index if not exists silent_change_waiting on slackwater.silent_change (migration, side) where state <> 'done';
+
 create table if not exists slackwater.pause (
   migration text not null, what text not null, reason text, by text not null,
   at timestamptz not null default clock_timestamp(),

@@ -63,6 +63,30 @@ create table if not exists slackwater.uncompared (
 );
 """,
     ),
+    Step(
+        number=4,
+        brings="what changes a table without an event is found in the catalogs, and kept until it was compared",
+        sql="""
+create table if not exists slackwater.fingerprint (
+  migration text not null, side text not null, relation text not null,
+  parts jsonb not null,
+  accepted_at timestamptz not null default clock_timestamp(),
+  primary key (migration, side, relation)
+);
+
+create table if not exists slackwater.silent_change (
+  id bigint generated always as identity primary key,
+  migration text not null, side text not null, relation text not null,
+  kind text not null,
+  cause text not null,
+  state text not null default 'found',
+  found_at timestamptz not null default clock_timestamp(),
+  voided_at timestamptz,
+  done_at timestamptz
+);
+create index if not exists silent_change_waiting on slackwater.silent_change (migration, side) where state <> 'done';
+""",
+    ),
 )
 
 VERSION = STEPS[-1].number

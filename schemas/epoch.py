@@ -37,9 +37,8 @@ class Epoch:
 
     `end_lsn` is where the last transaction ends (or, for an empty epoch, up to where nothing of ours was found).
     `last` is the newest change's position. `complete` is False while a transaction continues in the next record.
-    `extents` is keyed by topic, then partition. `memberships` are the catalog's ids of the tables' places in the
-    publication when it was published: a table that was dropped and added again has another. `echo`: its rows are the
-    opposite direction's work, for mirrors alone. `closed`: the source is closed to the application from its end on.
+    `extents` is keyed by topic, then partition. `echo`: its rows are the opposite direction's work, for mirrors alone.
+    `closed`: the source is closed to the application from its end on.
     `turn` is the one with which the source had opened last when its rows were written; None where nothing tells.
     Times are seconds since 1970, UTC.
     """
@@ -58,7 +57,6 @@ class Epoch:
     system_id: str = ""
     timeline: int = 0
     slot: str = ""
-    memberships: dict[str, int] = field(default_factory=dict)
     echo: bool = False
     closed: bool = False
     turn: int | None = None
@@ -91,7 +89,6 @@ class Epoch:
                 "system_id": self.system_id,
                 "timeline": self.timeline,
                 "slot": self.slot,
-                "memberships": self.memberships,
                 "echo": self.echo,
                 "closed": self.closed,
                 "turn": self.turn,
@@ -125,7 +122,6 @@ class Epoch:
             system_id=doc["system_id"],
             timeline=doc["timeline"],
             slot=doc["slot"],
-            memberships=doc.get("memberships", {}),
             echo=doc.get("echo", False),
             closed=doc.get("closed", False),
             turn=doc.get("turn"),

@@ -85,6 +85,7 @@ class Gates(BaseModel):
     lag: Annotated[Settings, _never_off(_LAG)] = Field(default_factory=Settings)
     quarantine: Annotated[Settings, _never_off(_WAIVED)] = Field(default_factory=Settings)
     reread: Fixed = Field(default_factory=Settings)
+    silent_changes: Fixed = Field(default_factory=Settings)
     verification: Gate = Field(default_factory=Settings)
     roundtrip: Gate = Field(default_factory=Settings)
     unmapped_columns: Gate = Field(default_factory=Settings)

@@ -39,7 +39,7 @@ select puballtables, pubviaroot, pubinsert and pubupdate and pubdelete and pubtr
 """
 
 _MEMBERS = """
-select r.oid::bigint, n.nspname, c.relname, c.oid::bigint,
+select n.nspname, c.relname, c.oid::bigint,
        coalesce(j -> 'prqual' <> 'null', false) or coalesce(j -> 'prattrs' <> 'null', false)
   from pg_catalog.pg_publication p
   join pg_catalog.pg_publication_rel r on r.prpubid = p.oid
@@ -75,15 +75,6 @@ class SlotFacts:
 
     active_pid: int | None
     confirmed: Lsn
-
-
-_PARTITIONS = """
-select pg_catalog.format('%%s.%%s', n.nspname, c.relname), c.oid, i.xmin::text = y.xmin::text
-  from pg_catalog.pg_partition_tree(%s::oid) t join pg_catalog.pg_class c on c.oid = t.relid
-  join pg_catalog.pg_namespace n on n.oid = c.relnamespace join pg_catalog.pg_type y on y.oid = c.reltype
-  join pg_catalog.pg_inherits i on i.inhrelid = c.oid
- where t.relid <> %s::oid
-"""
 
 
 class Observer:
@@ -122,11 +113,8 @@ class Observer:
             raise SlotLost(f"replication slot {name} decodes two-phase commits, which ours does not", hint=REBUILD)
         return SlotFacts(active_pid=active_pid, confirmed=parse_lsn(confirmed))
 
-    def check_publication(self, name: str, tables: Mapping[str, Table]) -> dict[str, int]:
-        """Membership ids by table name: a table that was dropped and added again has another one.
-
-        Errors: SchemaChanged when it is not exactly the publication that streams `tables` whole.
-        """
+    def check_publication(self, name: str, tables: Mapping[str, Table]) -> None:
+        """Errors: SchemaChanged when it is not exactly the publication that streams `tables` whole."""
         doing = f"cannot read publication {name}"
         row = self._one(_PUBLICATION, (name,), doing)
         if row is None:
@@ -138,8 +126,8 @@ class Observer:
             )
         with translated(doing):
             members: list[Any] = self._conn.execute(_MEMBERS, (name,)).fetchall()
-        found: dict[str, int] = {}
-        for membership, schema, table, oid, filtered in members:
+        found: set[str] = set()
+        for schema, table, oid, filtered in members:
             name_ = CANARY if (schema, table) == (control.SCHEMA, CANARY_TABLE) and CANARY in tables else table
             wanted = tables.get(name_)
             if wanted is None or wanted.schema != schema:
@@ -151,23 +139,10 @@ class Observer:
                 raise SchemaChanged(f"publication {name} filters rows or columns of {schema}.{table}", hint=_REPREPARE)
             if wanted.oid and wanted.oid != oid:
                 raise SchemaChanged(f"table {schema}.{table} was dropped and created anew", hint=_REPREPARE)
-            found[name_] = membership
-        if missing := sorted(tables.keys() - found.keys()):
+            found.add(name_)
+        if missing := sorted(tables.keys() - found):
             listed = ", ".join(f"{tables[t].schema}.{t}" for t in missing)
             raise SchemaChanged(f"publication {name} lacks {listed}", hint=_REPREPARE)
-        return found | self._partitions([t for t in tables.values() if t.partitioned])
-
-    def _partitions(self, tables: Iterable[Table]) -> dict[str, int]:
-        """The partitions of each table, as `<table>/<partition>`: its oid, or minus it when it was attached with rows.
-
-        (A table that was born a partition has its place in the tree from the transaction that made it.)
-        """
-        found: dict[str, int] = {}
-        for table in tables:
-            with translated(f"cannot list the partitions of {table.schema}.{table.name}"):
-                rows: list[Any] = self._conn.execute(_PARTITIONS, (table.oid, table.oid)).fetchall()
-            found |= {f"{table.name}/{leaf}": int(oid) if born else -int(oid) for leaf, oid, born in rows}
-        return found
 
     def uniques(self, table: Table) -> list[frozenset[str]]:
         """The sets of columns each of which tells any two rows of the table apart."""

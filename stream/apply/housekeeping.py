@@ -18,6 +18,7 @@ from connectors.postgres.target import Key, Target
 from schemas.direction import Side
 from schemas.errors import Contended, PrivilegeMissing, RowRejected
 from stream.engine import Engine
+from stream.migration.silent_changes import Lookout, watched
 from stream.monitoring.metrics import Metrics
 
 log = logging.getLogger("slackwater.apply")
@@ -41,6 +42,7 @@ class Tending:
         self._housekeeping = housekeeping
         self._looked_at = -MINUTE_S
         self._unfenced: str | None = None  # why a fence could not be made, once said
+        self._catalogs = Lookout(watched(engine.plan, engine.plan.direction.target))
 
     def run(self, checkpoint: Checkpoint) -> None:
         with translated("tending the control tables"):
@@ -63,6 +65,7 @@ class Tending:
             self._target.prune(KEEP_EPOCHS)
             self._fence()
             self._looked_at = time.monotonic()
+        self._catalogs.look(self._target.conn)  # what it finds is kept; the gate `silent_changes` speaks of it
         self._housekeeping(self._target.conn)
 
     def _wake(self, name: str) -> None:

@@ -72,6 +72,7 @@ class Assembly:
         free: Callable[[], bool],
         emit: Callable[[Draft], None],
         strays: Strays,
+        truncated: Callable[[str, Lsn], None] = lambda _, __: None,
     ) -> None:
         self._relations = relations
         self._routes = relations.by_id
@@ -85,6 +86,7 @@ class Assembly:
         self._free = free
         self._drafts = Drafts(relations, resume=resume, partitions=partitions, emit=emit)
         self.strays = strays
+        self._truncated = truncated
         # What was published before this process began.
         self._published: Lsn = resume.end_lsn
         self._run: Position | None = None if resume.complete else resume.last  # inside a run of incomplete epochs
@@ -264,6 +266,8 @@ class Assembly:
         drafts = self._drafts
         for oid in pgoutput.truncate(frame).relations:
             self._emptied.pop(oid, None)  # the whole of it: its partitions' triggers fired just before
+            if (described := self._routes.get(oid.to_bytes(4, "big"))) is not None:
+                self._truncated(described.table, self._commit_lsn)
             seq = self._seq
             self._seq = seq + 1
             if self._fresh:

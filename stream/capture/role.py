@@ -13,22 +13,21 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from connectors.postgres.observer import Observer, check_slot
 from connectors.postgres.pgoutput import Keepalive
 from connectors.postgres.replication import REBUILD, Replication
 from schemas.epoch import Epoch
-from schemas.errors import SchemaChanged, SlackwaterError, SlotLost, StreamGap
+from schemas.errors import SlackwaterError, SlotLost, StreamGap
 from schemas.plan import Plan
 from schemas.position import Lsn, format_lsn
 from schemas.spec import EpochPart
-from stream.capture import unique_keys
 from stream.capture.assembler import Assembly
+from stream.capture.catalog_watch import CatalogWatch
 from stream.capture.epoch_builder import Draft
 from stream.capture.foreign_writes import Strays
-from stream.capture.partition_watch import PartitionWatch
 from stream.capture.publisher import Publisher, Writer
 from stream.capture.relations import Relations, Subjects
 from stream.monitoring.heartbeat import Heartbeat
@@ -39,7 +38,6 @@ log = logging.getLogger("slackwater.capture")
 TICK_S: Final = 0.25
 PING_S: Final = 0.5
 RETAINED_S: Final = 5.0
-PUBLICATION_S: Final = 60.0
 CANARY_S: Final = 60.0
 EMPTY_S: Final = 10.0
 EMPTY_BYTES: Final = 16 << 20
@@ -86,10 +84,10 @@ class Capture:
         with (
             Observer(task.dsn) as observer,
             Replication(task.dsn, slot=task.slot, publication=task.publication) as stream,
+            CatalogWatch(task.dsn, task.plan, task.publication, observer, task.heartbeat) as catalogs,
         ):
             observer.slot(task.slot)
-            memberships = observer.check_publication(task.publication, task.plan.published)
-            unique_keys.check(task.plan, observer)
+            catalogs.look(announced=0, reached=Lsn(0))
             stream.start()  # from here on nobody else has the slot
             publisher = Publisher(
                 task.writer,
@@ -104,15 +102,16 @@ class Capture:
             try:
                 resume = self._newest(publisher, stop)
                 if resume is not None:
-                    confirmed = self._assert(observer, stream, resume, memberships)
+                    confirmed = self._assert(observer, stream, resume)
                     stream.confirm(resume.end_lsn)
                     task.heartbeat.running()
                     Reader(
                         task,
                         observer=observer,
+                        catalogs=catalogs,
                         stream=stream,
                         publisher=publisher,
-                        resume=replace(resume, memberships=memberships),
+                        resume=resume,
                         confirmed=confirmed,
                         stop=stop,
                     ).run()
@@ -139,7 +138,7 @@ class Capture:
                 self._task.heartbeat.starting(publisher.waits_for)
         return None
 
-    def _assert(self, observer: Observer, stream: Replication, resume: Epoch, memberships: dict[str, int]) -> Lsn:
+    def _assert(self, observer: Observer, stream: Replication, resume: Epoch) -> Lsn:
         """Where the slot begins to send. Errors: SlotLost, SchemaChanged, Unavailable."""
         system = stream.system
         if (resume.system_id, resume.timeline) != (system.system_id, system.timeline):
@@ -162,28 +161,7 @@ class Capture:
             while stream.read(1.0):  # what ended the walsender is its last word
                 continue
         check_slot(facts, slot=slot, owner_pid=stream.pid, durable=resume.end_lsn)
-        compare_memberships(resume.memberships, memberships, self._task.publication)
         return facts.confirmed
-
-
-def compare_memberships(before: dict[str, int], now: dict[str, int], publication: str) -> None:
-    """Errors: SchemaChanged when rows came or went unseen: a table left the publication and came back, a partition was
-    attached, detached or dropped. (Partitions are listed as `<table>/<partition>`; new empty ones are welcome.)
-    """
-    if any("/" in t for t in before):
-        gone = sorted(t for t in before if "/" in t and before[t] not in (now.get(t), -now.get(t, 0)))
-        came = sorted(t for t in now if "/" in t and now[t] < 0 and t not in before)
-        if gone or came:
-            what = f"{gone[0]} was detached or dropped" if gone else f"{came[0]} was attached"
-            raise SchemaChanged(
-                f"partition {what}: its rows {'went' if gone else 'came'} without a change in the stream",
-                hint="undo it, or `slackwater cancel` and prepare anew; DELETE before a drop, attach empty tables only",
-            )
-    if again := sorted(t for t in before.keys() & now.keys() if "/" not in t and before[t] != now[t]):
-        raise SchemaChanged(
-            f"publication {publication} lost {', '.join(again)} and got it back: changes made in between are lost",
-            hint="`slackwater cancel`, then prepare anew",
-        )
 
 
 class Reader:
@@ -194,6 +172,7 @@ class Reader:
         task: Task,
         *,
         observer: Observer,
+        catalogs: CatalogWatch,
         stream: Replication,
         publisher: Publisher,
         resume: Epoch,
@@ -205,8 +184,7 @@ class Reader:
         self._stream = stream
         self._publisher = publisher
         self._stop = stop
-        self._memberships = resume.memberships
-        self._watch = PartitionWatch(task.plan, observer, task.heartbeat)
+        self._catalogs = catalogs
         side = task.plan.direction.source
         self._relations = Relations(
             task.plan, database=stream.system.database, registry=task.registry, type_names=observer.type_names
@@ -221,18 +199,16 @@ class Reader:
             free=lambda: publisher.free,
             emit=self._emit,
             strays=Strays(side, lambda lsn: observer.decided(task.plan.migration, side, lsn)),
+            truncated=catalogs.truncated,
         )
         self._keepalive: Keepalive | None = None
         now = time.monotonic()
         self._emitted_at = now
         self._ticked_at = self._pinged_at = self._retained_at = now - RETAINED_S
-        self._checked_at = now
         self._sung_at = now - CANARY_S
-        self._announced = 0
 
     def run(self) -> None:
         """Until `stop`."""
-        self._watch.look()
         try:
             while not self._stop.is_set():
                 self._publisher.check()
@@ -302,14 +278,7 @@ class Reader:
         if self._task.plan.canary is not None and now - self._sung_at >= CANARY_S:
             self._sung_at = now
             self._sing()
-        if now - self._checked_at >= PUBLICATION_S or self._relations.announced != self._announced:
-            self._checked_at = now
-            self._announced = self._relations.announced
-            self._watch.look()
-            memberships = self._observer.check_publication(self._task.publication, self._task.plan.published)
-            unique_keys.check(self._task.plan, self._observer)
-            compare_memberships(self._memberships, memberships, self._task.publication)
-            self._memberships = memberships
+        self._catalogs.look(announced=self._relations.announced, reached=self._assembly.reached)
 
     def _stray(self) -> None:
         """Errors: Halt. Rows that nobody of ours wrote to a closed side are kept by their keys, and stop the stream."""

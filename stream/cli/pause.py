@@ -20,7 +20,15 @@ class Pausable(StrEnum):
     APPLY = "apply"
 
 
+class Resumable(StrEnum):
+    BACKFILL = "backfill"
+    VERIFY = "verify"
+    APPLY = "apply"
+    CAPTURE = "capture"  # it has no pause; it may have halted
+
+
 What = Annotated[Pausable, typer.Argument(help="Which work: of both directions.")]
+Halted = Annotated[Resumable, typer.Argument(help="Which work: of both directions.")]
 
 
 def pause(
@@ -40,7 +48,7 @@ def pause(
 
 
 def resume(
-    what: What,
+    what: Halted,
     reason: Annotated[str | None, typer.Option(help="Why; kept in the journal.", metavar="TEXT")] = None,
 ) -> None:
     """Let go on what was paused, or what has halted and whose cause was put right."""

@@ -4,6 +4,7 @@ procedure      the one function, and what its end means
 progress       where a turn stands, from the two turn rows (pure)
 attempt        what one run has in its hands
 hold           the source's writers, held back within a budget
+catalogs       both sides' catalogs, before the hold and under it: changes that no event tells
 drain          the token through the whole pipe, and what waits beside it
 comparison     rows of both sides, under the hold and right after the pause
 sequences      which of this side goes on from which of the other, judged before the hold and set under it

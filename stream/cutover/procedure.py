@@ -20,7 +20,7 @@ from schemas.direction import Side
 from schemas.errors import Aborted, Ambiguous, ConfigError, Refused, SlackwaterError, Superseded, Unavailable
 from schemas.remedy import on_file
 from schemas.spec import Spec
-from stream.cutover import close_source, comparison, drain, hold, hooks, open_target, record, sequences
+from stream.cutover import catalogs, close_source, comparison, drain, hold, hooks, open_target, record, sequences
 from stream.cutover.attempt import GRACE_S, Gates, Order, Turning, ping
 from stream.cutover.outcome import Outcome, follows, result_of
 from stream.cutover.progress import How, writes
@@ -119,12 +119,16 @@ def _whole(t: Turning, outcome: Outcome) -> str:
     hooks.before(t)
     failpoint("turn.after_before_hook")
     with t.steps.step("look"):
+        seen = catalogs.look(t)
         found = sequences.look(t)
         comparison.ready(t)
         keep_spare(t)
+    failpoint("turn.after_look")
     held = hold.hold(t)
     with t.answered(t.left_s() + GRACE_S, *comparison.sessions(t)):
+        catalogs.held(t, seen)
         drain.drain(t)
+        catalogs.still(t, seen)
         drain.final(t)
         comparison.under_hold(t)
         failpoint("turn.after_check")

@@ -7,6 +7,7 @@ pipeline       on the stream itself: who runs, what is loaded, how far behind, w
 evidence       on what was proven: verification, and what the way back loses
 environment    on what surrounds it: unmapped columns, fences, foreign keys, statistics, grants, sequences, identities
 readiness      on the turn: the way back is built and alive, nobody has written to a closed side, the window
+silent_facts   what changed tables without an event, as both sides say
 rights         the gate `grants` (pure)
 slow_facts     what changes seldom, kept for a while: privileges, statistics, foreign keys, replica identities
 sequence_facts what of the sequences goes on from what, and whether it can; kept for a while

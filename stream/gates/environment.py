@@ -18,6 +18,18 @@ def unmapped_columns(facts: Facts, c: str) -> Gate:
     return passed("unmapped_columns", "none")
 
 
+def silent_changes(facts: Facts, c: str) -> Gate:
+    """By what each side keeps of changes that no event told of, and by its catalogs as they are now."""
+    if facts.silent is None:
+        return unknown("silent_changes", facts.blind or "a side does not answer", f"{c} status")
+    if not facts.silent:
+        return passed("silent_changes", "nothing has changed a table without an event")
+    remedy = f"undo it, or {c} prepare: it loads that table anew" if facts.prepare_mends else (
+        f"`{c} run` compares what it concerns and reads it again; {c} verify says how far that is"
+    )  # fmt: skip
+    return failed("silent_changes", listed(facts.silent), remedy)
+
+
 def fence(stream: Stream, side: Side, c: str) -> Gate:
     if stream.unfenced is None:
         return unknown("fence", f"{side} does not answer", f"{c} prepare")

@@ -70,6 +70,8 @@ class Facts:
     unanalysed: tuple[str, ...] | None = None  # tables of new without statistics of what was loaded
     lacking: tuple[str, ...] | None = None  # GRANTs that would give the roles on new what they have on old
     strange_roles: tuple[str, ...] | None = None  # roles that write on old and are not there on new
+    silent: tuple[str, ...] | None = None  # what changed tables without an event, and is not done with
+    prepare_mends: bool = False  # of those, one that only `prepare` or undoing it makes an end of
     blind: str | None = None  # why some of the last five are not known
     sequences: Mapping[Direction, Examined] | None = None  # of the directions that were prepared
     sequences_blind: str | None = None  # why they are not known

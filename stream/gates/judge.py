@@ -15,7 +15,7 @@ from stream.gates import environment, evidence, pipeline, readiness
 from stream.gates.facts import Facts, Stream
 from stream.gates.gate import Gate, State, all_passed
 
-HARD_FOR_ROLLBACK = frozenset({"roles", "lag", "quarantine", "reread"})
+HARD_FOR_ROLLBACK = frozenset({"roles", "lag", "quarantine", "reread", "silent_changes"})
 """What stops a rollback that does not pass, known or not: rows would be missing on old."""
 HARD_WHERE_FAILED = frozenset({"foreign_keys"})
 """What stops it where it was looked at and found wrong: rows of old have lost what they refer to. One that was not
@@ -52,6 +52,7 @@ def _cutover(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:
     both = [forward, reverse] if Direction.REVERSE in facts.streams else [forward]
     yield pipeline.quarantine(_sum([s.quarantined for s in both]), c)
     yield pipeline.reread(_sum([s.rereads for s in both]))
+    yield environment.silent_changes(facts, c)
     yield evidence.verification(forward, spec, Direction.FORWARD, c)
     yield evidence.roundtrip(facts, spec, c)
     yield environment.unmapped_columns(facts, c)
@@ -77,6 +78,7 @@ def _rollback(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:
     yield pipeline.lag(reverse, spec, c)
     yield pipeline.quarantine(reverse.quarantined, c)
     yield pipeline.reread(reverse.rereads)
+    yield environment.silent_changes(facts, c)
     yield evidence.verification(reverse, spec, Direction.REVERSE, c)
     yield environment.fence(reverse, Direction.REVERSE.target, c)
     yield environment.foreign_keys(facts, spec, c, Direction.REVERSE)

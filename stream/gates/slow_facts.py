@@ -23,6 +23,7 @@ from schemas.table import Table
 from stream.gates import gate_table, orphan_scan, rights
 from stream.gates.facts import Facts, Look
 from stream.gates.sequence_facts import SequenceLooks
+from stream.gates.silent_facts import SilentLooks
 from stream.migration.prepared import Prepared, plan_for
 from stream.monitoring.sessions import Sides
 from stream.preflight import identity
@@ -63,12 +64,13 @@ class Circumstances:
         self._kept: tuple[float, str, Facts] | None = None
         self._identities: tuple[tuple[str, dict[str, Any]], tuple[str, ...]] | None = None
         self._sequences = SequenceLooks(spec, sides)
+        self._silent = SilentLooks(spec, sides)
 
     def add(self, facts: Facts, document: Prepared | None) -> Facts:
         """`facts`, with what is known of the circumstances of the migration that was prepared."""
         if document is None:
             return facts
-        facts = self._sequences.add(facts, document)
+        facts = self._silent.add(self._sequences.add(facts, document), document)
         if self._kept is not None:
             taken_at, fingerprint, kept = self._kept
             if time.monotonic() - taken_at < KEPT_S and fingerprint == document.fingerprint:
@@ -83,6 +85,7 @@ class Circumstances:
         self._spec = spec
         self._kept = None
         self._sequences = SequenceLooks(spec, self._sides)
+        self._silent = SilentLooks(spec, self._sides)
 
     def _look(self, facts: Facts, document: Prepared) -> tuple[Facts, bool]:
         """The facts, and whether both sides answered."""

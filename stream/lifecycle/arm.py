@@ -16,7 +16,7 @@ from connectors.failpoint import failpoint
 from connectors.postgres import catalog, chunks, control
 from connectors.postgres.session import Connection
 from schemas.control import CANARY_TABLE, SCHEMA
-from schemas.direction import Direction
+from schemas.direction import Direction, Side
 from schemas.errors import Halt, Refused
 from schemas.plan import Plan
 from schemas.position import format_lsn
@@ -30,6 +30,7 @@ from stream.migration.journal import Actor, append
 from stream.migration.phase_store import advance, phase
 from stream.migration.phases import Phase
 from stream.migration.prepared import Flow, Prepared, keep_strides, plan_for, plan_of
+from stream.migration.silent_changes import begin, watched
 from stream.preflight import arm_checks, bindings, counted
 from stream.preflight.finding import Severity
 
@@ -137,7 +138,7 @@ def _build(work: Work, prepared: Prepared) -> tuple[str, ...]:
     failpoint("arm.after_epoch_0")
     _begin(work, plan, flow)
     failpoint("arm.after_checkpoint")
-    _record(work, replace(prepared, reverse=flow, new=sources))
+    _record(work, plan, replace(prepared, reverse=flow, new=sources))
     return tuple(str(finding) for finding in way.found.of(Severity.WARNING))
 
 
@@ -166,6 +167,7 @@ def _begin(work: Work, plan: Plan, flow: Flow) -> None:
     checkpoint = direction.first_checkpoint(work, flow)
     with control.transaction(work.old, "cannot record the reverse direction on old"):
         control.forget_direction(work.old, migration, REVERSE)
+        begin(work.old, watched(plan, Side.OLD))
         control.put_checkpoint(work.old, migration, REVERSE, checkpoint)
         for wanted in wanted_loads(plan).values():
             control.reset_load(work.old, migration, REVERSE, _load(wanted, barrier))
@@ -179,11 +181,12 @@ def _load(wanted: Wanted, barrier: chunks.Barrier) -> control.Load:
     return replace(row, state="done", snapshot=NOTHING_SEEN)
 
 
-def _record(work: Work, prepared: Prepared) -> None:
+def _record(work: Work, plan: Plan, prepared: Prepared) -> None:
     """From this transaction on the reverse roles may work."""
     flow = prepared.reverse
     assert flow is not None
     with control.transaction(work.new, "cannot record the reverse direction"):
+        begin(work.new, watched(plan, Side.NEW))
         control.put_migration(
             work.new,
             prepared.migration,

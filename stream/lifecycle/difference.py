@@ -114,21 +114,25 @@ def difference(
     reads: Collection[str],
     streamed: Collection[str],
     published: Collection[str],
-    remade: Collection[str],
+    missed: Mapping[str, str],
+    changed: Mapping[str, str],
 ) -> Difference:
     """`present`: load -> fingerprint as prepared. `reads`: source tables that mappings read now; `streamed`: those of
-    the prepared stream; `published`: those that are in the publication now; `remade`: dropped and created since.
+    the prepared stream; `published`: those that are in the publication now; `missed`: source tables with rows that are
+    in no stream, and `changed`: targets that hold other rows than were written, each with its cause.
     """
     to_publish = sorted(set(reads) - set(published))
-    broken = {s for s in to_publish if s in streamed} | set(remade)  # changes of these were missed
+    broken = {s for s in to_publish if s in streamed} | set(missed)  # changes of these were missed
     why: dict[str, str] = {}
     for name, load in wanted.items():
         if name not in present:
             continue
         if present[name] != load.fingerprint:
             why[name] = "its old table has changed" if load.mirror else "its mapping has changed"
-        elif missed := sorted(set(load.reads) & broken):
-            why[name] = f"changes of {', '.join(missed)} were missed (taken out of the publication, or created anew)"
+        elif lost := sorted(set(load.reads) & broken):
+            why[name] = "; ".join(missed.get(s, f"changes of {s} were missed (it left the publication)") for s in lost)
+        elif name in changed:
+            why[name] = changed[name]
     added = [name for name in wanted if name not in present]
     anew = {wanted[name].source for name in (*added, *why) if wanted[name].mirror}
     for name, load in wanted.items():

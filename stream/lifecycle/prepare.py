@@ -9,7 +9,7 @@ filled is ever emptied.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from connectors.failpoint import failpoint
@@ -30,6 +30,7 @@ from stream.lifecycle.reset import reload
 from stream.migration.journal import Actor, append
 from stream.migration.phases import Phase
 from stream.migration.prepared import Flow, Prepared, plan_of
+from stream.migration.silent_changes import Standing, settle, standing, watched
 from stream.preflight import bindings, counted, ddl, identity
 
 FORWARD = Direction.FORWARD
@@ -98,17 +99,18 @@ def _prepare(work: Work, confirm: Callable[[str], None]) -> Outcome:
     outputs = bindings.outputs(spec, work.old, work.new, sources, targets, resolution)
     topics = direction.streamed_topics(spec, FORWARD, resolution.streamed, before.forward if before else None, sources)
     plan = plan_of(spec, FORWARD, resolution, sources, targets, topics, outputs)
-    diff = _difference(work, before, plan, resolution)
+    stand = {side: standing(work.side(side), watched(plan, side)) for side in Side}
+    diff = _difference(work, before, plan, resolution, stand)
     if before is not None and (diff or _shape(before) != _shape(_document(work, plan, before, before.forward))):
         _announce(work, diff, confirm)
     prepared = _stand(work, plan, outputs, before)
     if before is None:
-        _begin(work, plan, prepared)
+        _begin(work, plan, prepared, stand)
         result = "prepared"
     elif not diff and _shape(before) == _shape(prepared):
         result = "already"
     else:
-        _change(work, plan, before, prepared, diff)
+        _change(work, plan, before, prepared, diff, stand)
         result = "changed"
     return Outcome(result=result, steps=tuple(work.steps), difference=diff, warnings=warnings, prepared=prepared)
 
@@ -137,7 +139,9 @@ def _may_change(work: Work, phase: str, before: Prepared | None) -> None:
     )
 
 
-def _difference(work: Work, before: Prepared | None, plan: Plan, resolution: Resolution) -> Difference:
+def _difference(
+    work: Work, before: Prepared | None, plan: Plan, resolution: Resolution, stand: Mapping[Side, Standing]
+) -> Difference:
     if before is None:
         return Difference()
     present = control.loads(work.new, work.spec.migration, FORWARD)
@@ -154,7 +158,15 @@ def _difference(work: Work, before: Prepared | None, plan: Plan, resolution: Res
         reads=resolution.streamed,
         streamed=before.forward.streamed,
         published=published,
-        remade=[n for n, t in plan.sources.items() if n in before.old and before.old[n].oid != t.oid],
+        missed={
+            **{
+                name: f"{name} was dropped and created anew"
+                for name, table in plan.sources.items()
+                if name in before.old and before.old[name].oid != table.oid
+            },
+            **stand[Side.OLD].lost,
+        },
+        changed=stand[Side.NEW].lost,
     )
 
 
@@ -214,7 +226,7 @@ def _shape(prepared: Prepared) -> Prepared:
 # -- the transaction that says so -------------------------------------------------------------------------------------
 
 
-def _begin(work: Work, plan: Plan, prepared: Prepared) -> None:
+def _begin(work: Work, plan: Plan, prepared: Prepared, stand: Mapping[Side, Standing]) -> None:
     """The barrier, epoch 0, and the one transaction on new from which on the roles may work."""
     flow = prepared.forward
     barrier = chunks.record_barrier(work.old)
@@ -222,7 +234,10 @@ def _begin(work: Work, plan: Plan, prepared: Prepared) -> None:
     direction.first_epoch(work, flow, closed=False)
     failpoint("prepare.after_epoch_0")
     checkpoint = direction.first_checkpoint(work, flow)
+    with control.transaction(work.old, "cannot record what old's catalogs say"):
+        settle(work.old, stand[Side.OLD], plan.sources)
     with control.transaction(work.new, "cannot record what was prepared"):
+        settle(work.new, stand[Side.NEW], plan.targets)
         control.put_checkpoint(work.new, plan.migration, FORWARD, checkpoint)
         for load in loads:
             control.reset_load(work.new, plan.migration, FORWARD, load)
@@ -246,11 +261,22 @@ def _begin(work: Work, plan: Plan, prepared: Prepared) -> None:
     work.done(f"prepared: {streamed} streamed, {filled} to fill")
 
 
-def _change(work: Work, plan: Plan, before: Prepared, prepared: Prepared, diff: Difference) -> None:
-    """After an edit: a new barrier for what is loaded anew, and the one transaction that empties and resets it."""
+def _change(
+    work: Work, plan: Plan, before: Prepared, prepared: Prepared, diff: Difference, stand: Mapping[Side, Standing]
+) -> None:
+    """After an edit: a new barrier for what is loaded anew, and the one transaction that empties and resets it.
+
+    Old's catalogs are accepted, as they were read before the barrier, only when new has it: whoever is killed in
+    between finds them differing again.
+    """
     wanted = wanted_loads(plan)
     barrier = chunks.record_barrier(work.old)
     loads = [direction.load_row(wanted[name], barrier) for name in diff.loads_anew]
     added = [plan.topics[name] for name in plan.sources if name not in before.forward.streamed]
-    reload(work.new, plan, prepared, diff, loads, work.topics.next_offsets(added), actor=work.actor)
+    reload(work.new, plan, prepared, diff, loads, work.topics.next_offsets(added), stand[Side.NEW], actor=work.actor)
+    failpoint("prepare.before_accepted")
+    anew = set(diff.loads_anew)
+    reloaded = [s for s in plan.sources if {name for name, load in wanted.items() if s in load.reads} <= anew]
+    with control.transaction(work.old, "cannot record what old's catalogs say"):
+        settle(work.old, stand[Side.OLD], reloaded)
     work.done(f"{counted(len(loads), 'backfill')} to do" if loads else "the new file is recorded")

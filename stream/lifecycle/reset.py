@@ -20,6 +20,7 @@ from stream.lifecycle.build import owner_columns
 from stream.lifecycle.difference import Difference
 from stream.migration.journal import Actor, append
 from stream.migration.prepared import Prepared
+from stream.migration.silent_changes import Standing, settle, standing
 
 HOLDER = "prepare"
 
@@ -31,10 +32,12 @@ def reload(
     difference: Difference,
     loads: Iterable[control.Load],
     offsets: Mapping[str, Mapping[int, int]],
+    stand: Standing,
     *,
     actor: Actor,
 ) -> None:
-    """Carry out `difference` on new. `loads` are those to begin anew; `offsets` where new topics are read from.
+    """Carry out `difference` on new. `loads` are those to begin anew; `offsets` where new topics are read from;
+    `stand` is new as it was read before anything was emptied.
 
     Errors: Contended, Halt when new is open to the application.
     """
@@ -55,6 +58,8 @@ def reload(
                 mirror.drop_mirror(conn, migration, direction, name.removeprefix("mirror:"))
         for load in loads:
             control.reset_load(conn, migration, direction, load)
+        anew = [name for name in difference.loads_anew if name in plan.targets]
+        settle(conn, stand, anew, standing(conn, stand.what, anew).parts)
         control.add_offsets(conn, migration, direction, offsets)
         control.put_migration(
             conn,

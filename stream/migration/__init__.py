@@ -7,6 +7,7 @@ phase_store    the phase, read and moved on new, each move with its journal entr
 journal        who did what, when: a chain of hashes on new
 turn_journal   what the journal says of turns; history, never the authority
 pauses         the emergency brake: a row per thing that is paused
+silent_changes what moved rows without an event: found in the catalogs, kept until it is done with
 topics         a flow's topics in Kafka: made, known again by their ids, taken away
 
 New is the home of all this; each side's own turn row, which says who takes writes, is `connectors.postgres.control`'s.

@@ -73,6 +73,8 @@ _CONTROL: Mapping[str, Mapping[str, str]] = {
     "uncompared": {APPLY: "select", BACKFILL: "select, delete"},
     "gate": {CAPTURE: "select", APPLY: "select, insert, update, delete", BACKFILL: "select"},
     "finding": {CAPTURE: "select", APPLY: "select, insert, update, delete", BACKFILL: "select"},
+    "fingerprint": dict.fromkeys((CAPTURE, APPLY, BACKFILL), "select, insert, update"),
+    "silent_change": dict.fromkeys((CAPTURE, APPLY, BACKFILL), "select, insert, update"),
     "pause": {CAPTURE: "select", APPLY: "select", BACKFILL: "select"},
     "journal": {CAPTURE: "select", APPLY: "select, insert", BACKFILL: "select, insert"},
 }

@@ -41,6 +41,7 @@ from stream.status.monitor import Monitor
 from stream.trace import Tracing
 from stream.trace.last_write import Writers
 from stream.verify.preconditions import link_of
+from stream.verify.recheck import Recheck, Way
 from stream.verify.role import Continuous
 from stream.verify.task import Task as VerifyTask
 
@@ -92,6 +93,7 @@ class Process:
         )
         dsns = {side: dsn(spec, side) for side in Side}
         self._lookout = Lookout(dsns, name.direction, lambda: self.spec) if name.role == "apply" else None
+        self._recheck = Recheck() if name.role == "backfill" else None
         self._role: Role | None = None
         self._beating = False
 
@@ -100,10 +102,14 @@ class Process:
             self.monitor.start()
         if self._lookout is not None:
             self._lookout.start()
+        if self._recheck is not None:
+            self._recheck.start()
 
     def stop(self) -> None:
         if self._lookout is not None:
             self._lookout.stop()
+        if self._recheck is not None:
+            self._recheck.stop()
         self.monitor.stop()
         if self._beating:
             self.heartbeat.stop()
@@ -199,7 +205,16 @@ class Process:
             housekeeping=tend,
         )
 
-    def _backfill(self, plan: Plan, _flow: Flow, _document: Prepared) -> Role:
+    def _backfill(self, plan: Plan, _flow: Flow, document: Prepared) -> Role:
+        assert self._recheck is not None
+        self._recheck.way = Way(
+            plan=plan,
+            task=lambda: verify_task(self.spec, document, plan, self.sides),
+            options=lambda: self.spec.verify,
+            max_lag_s=lambda: self.spec.backfill.max_lag_s,
+            lag_s=self.monitor.lag_s,
+            paused=self._paused("verify", plan.direction),
+        )
         return Backfill(
             source_dsn=dsn(self.spec, plan.direction.source),
             target_dsn=dsn(self.spec, plan.direction.target),

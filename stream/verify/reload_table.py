@@ -18,6 +18,7 @@ from schemas.direction import Direction, Side
 from schemas.plan import Plan
 from stream.migration import phase_store
 from stream.migration.phases import Phase
+from stream.migration.silent_changes import settle, standing, watched
 
 HOLDER = "verify --repair"
 PHASES = (Phase.BACKFILLING, Phase.STREAMING)
@@ -52,6 +53,8 @@ def load_anew(source: Connection, target: Connection, plan: Plan, name: str) -> 
         fence.show_pass(target, secret)
         targets.empty(target, [(plan.target_schema, name)], replica=replica)
         fence.take_pass(target, migration, Side.NEW, HOLDER)
+        emptied = standing(target, watched(plan, Side.NEW), [name])
+        settle(target, emptied, [name])  # that it lies in another file now is our own work
         control.reset_load(
             target,
             migration,

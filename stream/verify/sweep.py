@@ -27,7 +27,7 @@ from schemas.table import Table
 from stream.backfill.throttle import Throttle
 from stream.verify import counterparts, row_by_row
 from stream.verify.digests import Compared, Pair, agreed_hash, compare
-from stream.verify.judge import BATCH, Applied, Found, Judge, Stopped, TooMany, Unsettled, doubtful
+from stream.verify.judge import BATCH, MOST, Applied, Found, Judge, Stopped, TooMany, Unsettled, doubtful
 from stream.verify.pass_record import APPLICATION, Ledger, Voided
 from stream.verify.preconditions import NotReady
 from stream.verify.queries import View, views
@@ -49,7 +49,8 @@ LONGEST_REST_S = 60.0  # after one chunk, or one scan of a table
 class Sweep:
     """One pass. `throttle` is judged by the thread that calls `run`, `progress` is called by it about once a second.
 
-    `hurry`: the share of the time that may be spent comparing; 1 is all of it.
+    `hurry`: the share of the time that may be spent comparing; 1 is all of it. `mend` is given each chunk's mismatches
+    before they are recorded; with it, a table is compared to its end however many there are.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Sweep:
         count: Callable[[int], None] = lambda _: None,
         progress: Callable[[Sweep], None] = lambda _: None,
         yielding: Callable[[], bool] = lambda: False,
+        mend: Callable[[Pair, View, Sequence[Found]], None] | None = None,
     ) -> None:
         self._task = task
         self.throttle = throttle
@@ -72,6 +74,7 @@ class Sweep:
         self._count = count
         self._progress = progress
         self._yielding = yielding
+        self._mend = mend
         self._lock = threading.Lock()
         self._moved = threading.Condition(self._lock)  # a chunk is done
         self._ended = threading.Event()
@@ -79,6 +82,7 @@ class Sweep:
         self._pairs: set[Pair] = set()
         self.tallies: dict[str, Tally] = {}
         self._anew: Counter[str] = Counter()
+        self._behind: set[str] = set()  # begun anew: what voided it has to be passed by the stream first
         self.began_s = time.monotonic()
 
     def run(self, stop: threading.Event) -> Mapping[str, Tally]:
@@ -93,10 +97,11 @@ class Sweep:
             stack.callback(first.close)
             first.source.assert_same(task.system_id, task.timeline)
             self._how = agreed_hash(first.source, first.target)
-            self._flows(first, stop)
             self._first = first
+            # Begun first: a change that voids what comes now is one that the stream has passed before rows are read.
             for view in self._views(self._only):
                 self._open(view, resume=self._resume)
+            self._flows(first, stop)
             workers = [
                 threading.Thread(target=self._work, name=f"verify {n}", daemon=True) for n in range(task.workers)
             ]
@@ -272,6 +277,7 @@ class Sweep:
         name = tally.view.name
         tally.concluded = tally.course.ended = True  # whoever is at a chunk of it finds another tally in its place
         self._anew[name] += 1
+        self._behind.add(name)
         log.warning("%s is compared from its beginning again: %s", name, cause)
         view = next((v for v in self._views([name]) if v.name == name), tally.view)
         anew = self._open(view, resume=False)
@@ -290,6 +296,9 @@ class Sweep:
 
     def _one(self, pair: Pair, judge: Judge, tally: Tally, chunk: Chunk) -> None:
         view, spent = tally.view, 0.0
+        if view.name in self._behind:
+            self._flows(pair, self._ended)
+            self._behind.discard(view.name)
         for attempt in range(CONTENDED):
             try:
                 began_s = time.monotonic()
@@ -318,6 +327,9 @@ class Sweep:
                 if not self._smaller(tally, chunk, error, pair):
                     self._give_up(pair, tally, chunk, error)
                 return
+        if self._mend is not None and found:
+            self._mend(pair, view, found)
+            found = [replace(f, source=(), target=()) for f in found]  # there may be as many as rows
         failpoint("verify.before_record")
         with self._lock:
             if self.tallies[view.name] is tally:
@@ -386,10 +398,11 @@ class Sweep:
         """
         try:
             batch = row_by_row.BATCH if compared.by_rows else BATCH
-            found, more = judge.judge(view, compared.suspects, batch=batch), False
+            most = MOST if self._mend is None else compared.rows + len(compared.suspects)
+            found, more = judge.judge(view, compared.suspects, batch=batch, most=most), False
             if unseen := set(judge.witness.blind(view, chunk, doubtful(compared, found))):
                 found = [f for f in found if f.key not in unseen]
-                found += judge.judge(view, sorted(unseen, key=repr), scan=chunk)
+                found += judge.judge(view, sorted(unseen, key=repr), scan=chunk, most=most)
         except TooMany as error:
             found, more = error.found, True
         with self._lock:

@@ -340,7 +340,13 @@ def test_the_verb(running: Stage, tmp_path: Path) -> None:
     assert "safe to cut over: no (" in shown.splitlines()[-1]
     assert gate(gates("--json"), "foreign_keys")["state"] == "passed"
     back = gates("--direction", "reverse", "--json")
-    assert {g["gate"] for g in back["gates"] if g["blocks"]} == {"roles", "lag", "quarantine", "reread"}
+    assert {g["gate"] for g in back["gates"] if g["blocks"]} == {
+        "roles",
+        "lag",
+        "quarantine",
+        "reread",
+        "silent_changes",
+    }
     assert back["safe"] is False  # no way back was built
     running.new.execute("delete from slackwater.migration")
     gates(code=3)

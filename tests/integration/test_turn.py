@@ -49,7 +49,7 @@ def test_a_cutover_moves_the_writes_and_loses_none(tide: Tide) -> None:
     assert "mismatched" not in {t["state"] for t in tide.program.status()["verification"]["forward"]["tables"].values()}
     assert (done["result"], done["writes"], done["turn"], done["error"]) == ("done", "new", turns + 1, None)
     assert [s["step"] for s in done["steps"]] == [
-        "gates", "look", "lock", "drain", "check", "sequences", "journal", "fence", "open",
+        "gates", "look", "lock", "catalogs", "drain", "catalogs", "check", "sequences", "journal", "fence", "open",
     ]  # fmt: skip
     assert 0 < done["pause_seconds"] < 20
     assert {side for told in ledger.told for _, side in told.acknowledged} == {"old", "new"}
