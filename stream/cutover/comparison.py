@@ -185,7 +185,10 @@ def _rest(t: Turning, still: Standstill) -> Looked:
     watching = threading.Thread(target=watch, name="stop", daemon=True)
     watching.start()
     try:
-        return still.rest(deadline_s=time.monotonic() + AFTER_S, stop=t.stop)
+        looked = still.rest(deadline_s=time.monotonic() + AFTER_S, stop=t.stop)
+        if t.stop.is_set():
+            looked.causes.clear()  # its sessions were cut for that
+        return looked
     finally:
         over.set()
         watching.join()

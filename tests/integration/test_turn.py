@@ -11,7 +11,8 @@ import psycopg
 import pytest
 
 from connectors.postgres import fence, session
-from schemas.direction import Side
+from connectors.postgres.void import void
+from schemas.direction import Direction, Side
 from tests.fixtures.ledger import writing
 from tests.fixtures.tide import Tide, resume, state_of
 
@@ -210,3 +211,19 @@ def test_a_process_that_dies_after_opening_leaves_word_of_what_is_not_compared(t
     assert tide.program.status()["next"].endswith(" verify")
     tide.program("verify")
     assert uncompared(tide) == {}
+
+
+def test_a_verdict_that_is_voided_after_the_gates_have_passed(tide: Tide) -> None:
+    judged(tide)
+    turning = tide.start("cutover", failpoints="turn.after_gates=stop@1")
+    tide.program.until(lambda: state_of(turning.pid) == "T")
+    with session.connect(tide.dsns["new"]) as conn:
+        void(conn, tide.migration, Direction.FORWARD, tables=["account"], cause="a test moved rows")
+    resume(turning)
+    out, err = turning.communicate(timeout=60)
+    assert turning.returncode == 4, (out, err)
+    told = json.loads(out)
+    assert told["error"]["cause"] == "what was verified does not count any more"
+    assert told["reasons"][0].startswith("account: not verified since a test moved rows (20")
+    assert told["next"].endswith(" verify")
+    assert tide.open_sides() == ["old"]
