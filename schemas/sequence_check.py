@@ -112,6 +112,7 @@ class Examined:
 
     links: Links
     judged: tuple[Judged, ...]
+    denied: tuple[tuple[str, str], ...] = ()  # (cause, remedy): roles that may draw on the other side alone
 
     @property
     def wrong(self) -> tuple[tuple[str, str], ...]:
@@ -120,6 +121,7 @@ class Examined:
             *((f"{p.where}: {p.cause}", p.remedy) for p in self.links.problems),
             *((u.cause, u.remedy) for u in self.links.undecided),
             *((j.cause, j.remedy) for j in self.judged if j.wrong),
+            *self.denied,
         )
 
     @property
@@ -154,7 +156,27 @@ def examined(
         same_database=old.database == new.database,
     )
     source, target = sides[direction.source].standing, sides[direction.target].standing
-    return Examined(links=found, judged=tuple(judged(direction, found.links, source, target, spare=1)))
+    return Examined(
+        links=found,
+        judged=tuple(judged(direction, found.links, source, target, spare=1)),
+        denied=tuple(_denied(spec, found)),
+    )
+
+
+def _denied(spec: Spec, found: Links) -> Iterable[tuple[str, str]]:
+    """What feeds a column is the gate `grants`' matter: whoever may write the table must be able to draw."""
+    grants = spec.cutover.gates.grants
+    source, target = found.direction.source, found.direction.target
+    for link in found.links if grants.on else ():
+        if link.own.feeds:
+            continue
+        may = {role for other in link.others for role in other.users}
+        for role in sorted(may - {*link.own.users, *grants.except_}):
+            other = link.others[0].label
+            yield (
+                f"role {role} may draw from {source}'s {other}, and not from {target}'s {link.own.label}",
+                f"grant usage on sequence {link.own.spelled} to {readable(role)}",
+            )
 
 
 def judged(

@@ -35,6 +35,9 @@ class Known:
     owned: bool = False
     feeds: tuple[Fed, ...] = ()
     readable: bool = True  # whether the role that asks may read where it stands
+    outside: bool = False  # in no schema of the migration, and feeding no column
+    spoken_of: bool = False  # by a function of the schema, or one that its triggers or defaults call
+    users: tuple[str, ...] = ()  # of one that feeds no column: roles, no superusers, that may draw from it
 
     @property
     def label(self) -> str:
@@ -98,6 +101,7 @@ class _Side:
     known: tuple[Known, ...]
     covered: set[int] = field(default_factory=set)  # those that feed a column that the migration carries
     excluded: set[int] = field(default_factory=set)
+    shares: bool = False  # both sides are one database: what lies outside of the schemas is the same for both
     partners: dict[int, list[Known]] = field(default_factory=dict)
     by_file: set[int] = field(default_factory=set)
 
@@ -115,7 +119,7 @@ class _Side:
     def loose(self, sequence: Known) -> bool:
         """Whether no column that is carried stands for it: an application may draw from it all the same."""
         return (
-            sequence.schema == self.schema
+            (sequence.schema == self.schema or (sequence.outside and not self.shares))
             and not sequence.owned
             and sequence.oid not in self.covered
             and sequence.oid not in self.excluded
@@ -141,8 +145,13 @@ def links(
 ) -> Links:
     """Every link of a direction, whose own `mappings` these are; `columns` are what `carried` says."""
     sides = {
-        Side.OLD: _Side(side=Side.OLD, schema=spec.old.schema_, known=tuple(old)),
-        Side.NEW: _Side(side=Side.NEW, schema=spec.new.schema_, known=tuple(new)),
+        side: _Side(
+            side=side,
+            schema=schema,
+            known=tuple(s for s in known if not (same_database and s.outside) or s.label in named(spec, side)),
+            shares=same_database,
+        )
+        for side, schema, known in ((Side.OLD, spec.old.schema_, old), (Side.NEW, spec.new.schema_, new))
     }
     for one in sides.values():
         mine = {(one.schema, table, column) for side, table, column in columns if side is one.side}
@@ -225,7 +234,7 @@ def _by_name(spec: Spec, sides: Mapping[Side, _Side]) -> None:
         excluded = old.oid in sides[Side.OLD].excluded or new.oid in sides[Side.NEW].excluded
         if decided or excluded or not (sides[Side.OLD].loose(old) or sides[Side.NEW].loose(new)):
             continue
-        if any(fnmatchcase(old.name, pattern) for pattern in patterns):
+        if any(fnmatchcase(name, pattern) for pattern in patterns for name in sides[Side.OLD].names(old)):
             _pair(sides, old, new)
 
 
@@ -235,8 +244,13 @@ def patterns_of(spec: Spec) -> list[str]:
 
 
 def _namesakes(sides: Mapping[Side, _Side]) -> list[tuple[Known, Known]]:
-    new = {s.name: s for s in sides[Side.NEW].known if s.schema == sides[Side.NEW].schema}
-    return [(s, new[s.name]) for s in sides[Side.OLD].known if s.schema == sides[Side.OLD].schema and s.name in new]
+    """Those of the sides' own schemas by their names, those outside with their schemas."""
+    here, there = ({one.names(s)[0]: s for s in one.known if _named_here(one, s)} for one in sides.values())
+    return [(s, there[name]) for name, s in here.items() if name in there]
+
+
+def _named_here(one: _Side, s: Known) -> bool:
+    return s.schema == one.schema or (s.outside and not one.shares)
 
 
 def _linked(mappings: Iterable[TableMapping], source: _Side, target: _Side) -> list[Link]:
@@ -295,27 +309,30 @@ def _undecided(sides: Mapping[Side, _Side]) -> Iterable[Undecided]:
             other = namesakes.get((one.side, s.oid))
             if not one.loose(s) or s.oid in one.partners:
                 continue
+            if other is None and s.outside and not s.spoken_of:
+                continue  # somebody else's, as far as anything tells
             if other is None and s.feeds:
                 continue  # the rows of a column that is not carried draw from it, as anybody's do
             if other is not None:
-                if s.name in told:
+                if one.names(s)[0] in told:
                     continue
-                told.add(s.name)
+                told.add(one.names(s)[0])
             cause, remedy = _untold(one, sides[one.side.other], s, other)
             yield Undecided(side=one.side, sequence=s, cause=cause, remedy=remedy)
 
 
 def _untold(one: _Side, there: _Side, s: Known, other: Known | None) -> tuple[str, str]:
     """(cause, remedy)"""
-    name = in_yaml(s.name)
+    name = in_yaml(one.names(s)[0])
     leave = f"`exclude_sequences: [{name}]`"
     if other is not None:
         return (
-            f"sequence {s.name} feeds no column, and nothing says that new's goes on from old's",
+            f"sequence {one.names(s)[0]} feeds no column, and nothing says that new's goes on from old's",
             f"add `sequences: [{name}]` to the file, or leave it alone: {leave}",
         )
     if one.side is Side.OLD:
-        made = f"where new has none: create sequence {readable(there.schema)}.{readable(s.name)}"
+        schema = s.schema if s.outside else there.schema
+        made = f"where new has none: create sequence {readable(schema)}.{readable(s.name)}"
         return (
             f"old's sequence {s.label} feeds no column, and nothing says which one of new goes on from it",
             f"add `sequences: [{{to: ..., from: {name}}}]` to the file ({made}), or leave it behind: {leave}",

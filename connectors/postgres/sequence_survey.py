@@ -17,55 +17,97 @@ from schemas.sequence_check import Column, Standing, Surveyed
 from schemas.sequence_links import Fed, Known
 from schemas.sequences import Sequence
 
+_OURS = "pg_catalog.to_regnamespace(%(quoted)s)"
+_CLASS = "'pg_catalog.pg_class'::pg_catalog.regclass"
+_DEFAULT = "'pg_catalog.pg_attrdef'::pg_catalog.regclass"
+_PROC = "'pg_catalog.pg_proc'::pg_catalog.regclass"
+_REL = f"select c.oid from pg_catalog.pg_class c where c.relnamespace = {_OURS} and c.relkind in ('r', 'p')"
+
 # Owned (serial, identity), or named by a default: as a dependency, or as text that is looked up when it is used. What a
-# function, a trigger or the default of a domain draws from is not seen here: it feeds no column.
-_KNOWN = r"""
-with rel as (
-  select c.oid, coalesce(r.relname, c.relname) as relname, coalesce(rn.nspname, n.nspname) as nspname
-    from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-    left join pg_catalog.pg_class r on c.relispartition and r.oid = pg_catalog.pg_partition_root(c.oid)
-    left join pg_catalog.pg_namespace rn on rn.oid = r.relnamespace
-   where c.relnamespace = pg_catalog.to_regnamespace(%(quoted)s) and c.relkind in ('r', 'p')
-), seq as (
-  select c.oid from pg_catalog.pg_class c
-   where c.relkind = 'S' and c.relnamespace = pg_catalog.to_regnamespace(%(quoted)s)
-), fed as (
+# function, a trigger or the default of a domain draws from is not seen here: it feeds no column. Of a partition, the
+# root is told. Each part is computed once: joined as they are, these parts would be read again for every sequence.
+_FED = rf"""
+with rel as materialized ({_REL}), seq as materialized (
+  select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+   where c.relkind = 'S' and (n.oid = {_OURS} or n.nspname || '.' || c.relname = any(%(also)s))
+), fed as materialized (
   select p.objid as seq, p.refobjid as rel, p.refobjsubid as num, true as owned from pg_catalog.pg_depend p
-   where p.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
-     and p.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and p.refobjsubid > 0 and p.deptype in ('a', 'i')
+   where p.classid = {_CLASS} and p.refclassid = {_CLASS} and p.refobjsubid > 0 and p.deptype in ('a', 'i')
      and (p.objid in (select oid from seq) or p.refobjid in (select oid from rel))
   union all
   select p.refobjid, d.adrelid, d.adnum, false
     from pg_catalog.pg_depend p join pg_catalog.pg_attrdef d on d.oid = p.objid
-   where p.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass
-     and p.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+   where p.classid = {_DEFAULT} and p.refclassid = {_CLASS}
      and (p.refobjid in (select oid from seq) or d.adrelid in (select oid from rel))
   union all
   select pg_catalog.to_regclass(m[1])::oid, d.adrelid, d.adnum, false
-    from pg_catalog.pg_attrdef d join rel on rel.oid = d.adrelid
+    from pg_catalog.pg_attrdef d
    cross join lateral
       pg_catalog.regexp_matches(pg_catalog.pg_get_expr(d.adbin, d.adrelid), 'nextval\(+''([^'']+)''', 'g') m
-   where pg_catalog.strpos(d.adbin::text,
+   where d.adrelid in (select oid from rel) and pg_catalog.strpos(d.adbin::text,
            ':funcid ' || 'pg_catalog.nextval(regclass)'::pg_catalog.regprocedure::oid::text || ' ') > 0
 )
+select f.seq::bigint, n.nspname, t.relname, a.attname, pg_catalog.bool_or(f.owned)
+  from fed f join pg_catalog.pg_class c on c.oid = f.rel
+  join pg_catalog.pg_class t
+    on t.oid = case when c.relispartition then pg_catalog.pg_partition_root(c.oid)::oid else c.oid end
+  join pg_catalog.pg_namespace n on n.oid = t.relnamespace
+  join pg_catalog.pg_attribute a on a.attrelid = f.rel and a.attnum = f.num and not a.attisdropped
+ where f.seq is not null group by 1, 2, 3, 4 order by 1, 2, 3, 4
+"""
+
+# Of other schemas, and feeding no column: what a function of the schema speaks of, or one that its triggers and
+# defaults call; and schemas that hold sequences and no table.
+_OUTSIDE = rf"""
+with called as materialized (
+  select p.oid, p.prosrc from pg_catalog.pg_proc p where p.pronamespace = {_OURS}
+  union
+  select p.oid, p.prosrc from pg_catalog.pg_trigger t join pg_catalog.pg_proc p on p.oid = t.tgfoid
+   where t.tgrelid in ({_REL}) and not t.tgisinternal and t.tgname not like 'slackwater\_%%'
+  union
+  select p.oid, p.prosrc from pg_catalog.pg_attrdef d
+    join pg_catalog.pg_depend e on e.classid = {_DEFAULT} and e.objid = d.oid and e.refclassid = {_PROC}
+    join pg_catalog.pg_proc p on p.oid = e.refobjid where d.adrelid in ({_REL})
+), outside as materialized (
+  select c.oid, c.relname, c.relnamespace
+    from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+   where c.relkind = 'S' and c.relpersistence <> 't' and n.nspname !~ '^(pg_|slackwater)'
+     and n.nspname <> 'information_schema' and n.oid is distinct from {_OURS}
+     and not exists (select from pg_catalog.pg_depend d
+                      where d.classid = {_DEFAULT} and d.refclassid = {_CLASS} and d.refobjid = c.oid)
+     and not exists (select from pg_catalog.pg_depend d
+                      where d.classid = {_CLASS} and d.objid = c.oid and d.deptype in ('a', 'i', 'e'))
+)
+select * from (
+  select o.oid::bigint, exists (select from called p
+                  where pg_catalog.strpos(p.prosrc, o.relname) > 0 and p.prosrc ~ (
+                    '\m' || pg_catalog.regexp_replace(o.relname, '([^a-zA-Z0-9_])', '.', 'g') || '\M'))
+         or exists (select from pg_catalog.pg_depend e join called p on p.oid = e.objid
+                     where e.classid = {_PROC} and e.refclassid = {_CLASS} and e.refobjid = o.oid) as spoken_of,
+         not exists (select from pg_catalog.pg_class t
+                      where t.relnamespace = o.relnamespace and t.relkind in ('r', 'p')) as alone
+    from outside o) x where spoken_of or alone
+"""
+
+_KNOWN = f"""
 select c.oid::bigint, n.nspname, c.relname, pg_catalog.format_type(q.seqtypid, null),
-       coalesce(pg_catalog.bool_or(fed.owned), false),
-       pg_catalog.has_sequence_privilege(c.oid, 'SELECT'),
-       pg_catalog.json_agg(distinct pg_catalog.jsonb_build_array(
-           coalesce(rel.nspname, fn.nspname), coalesce(rel.relname, f.relname), a.attname))
-         filter (where a.attname is not null)
+       pg_catalog.has_sequence_privilege(c.oid, 'SELECT')
   from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
   join pg_catalog.pg_sequence q on q.seqrelid = c.oid
-  left join fed on fed.seq = c.oid left join rel on rel.oid = fed.rel
-  left join pg_catalog.pg_class f on f.oid = fed.rel left join pg_catalog.pg_namespace fn on fn.oid = f.relnamespace
-  left join pg_catalog.pg_attribute a on a.attrelid = fed.rel and a.attnum = fed.num and not a.attisdropped
  where c.relkind = 'S' and c.relpersistence <> 't'
-   and (c.oid in (select oid from seq) or fed.rel in (select oid from rel)
-        or n.nspname || '.' || c.relname = any(%(also)s))
+   and (n.oid = {_OURS} or c.oid = any(%(oids)s::oid[]) or n.nspname || '.' || c.relname = any(%(also)s))
    and not exists (select from pg_catalog.pg_depend e
-                    where e.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and e.objid = c.oid
-                      and e.deptype = 'e')
- group by c.oid, n.nspname, c.relname, q.seqtypid order by n.nspname, c.relname
+                    where e.classid = {_CLASS} and e.objid = c.oid and e.deptype = 'e')
+ order by n.nspname, c.relname
+"""
+
+_USERS = """
+select c.oid::bigint, pg_catalog.array_agg(r.rolname::text order by r.rolname)
+  from pg_catalog.pg_class c, pg_catalog.pg_roles r
+ where c.oid = any(%s::oid[]) and not r.rolsuper and r.rolname !~ '^(pg_|slackwater_)'
+   and pg_catalog.has_schema_privilege(r.oid, c.relnamespace, 'USAGE')
+   and pg_catalog.has_sequence_privilege(r.oid, c.oid, 'USAGE, UPDATE')
+ group by c.oid
 """
 
 _DEFINED = """
@@ -114,19 +156,33 @@ def known(conn: Connection, schema: str, also: Collection[str] = ()) -> list[Kno
 
     Those of extensions and temporary ones are left out. `also`: schema and name, as one word.
     """
+    named: dict[str, Any] = {"quoted": quote(schema), "also": list(also)}
+    fed: dict[int, list[Fed]] = {}
+    owned: set[int] = set()
     with translated("looking up the sequences"):
-        rows: list[Any] = conn.execute(_KNOWN, {"quoted": quote(schema), "also": list(also)}).fetchall()
+        found: list[Any] = conn.execute(_FED, named).fetchall()
+        for oid, of, table, column, own in found:
+            fed.setdefault(oid, []).append((of, table, column))
+            if own:
+                owned.add(oid)
+        outside: dict[int, bool] = {oid: spoken_of for oid, spoken_of, _ in conn.execute(_OUTSIDE, named).fetchall()}
+        rows: list[Any] = conn.execute(_KNOWN, {**named, "oids": [*fed, *outside]}).fetchall()
+        free = [oid for oid, *_ in rows if oid not in fed]
+        users: dict[int, list[str]] = dict(conn.execute(_USERS, (free,)).fetchall()) if free else {}
     return [
         Known(
             oid=oid,
             schema=of,
             name=name,
             type=type_,
-            owned=owned,
+            owned=oid in owned,
+            feeds=tuple(fed.get(oid, ())),
             readable=readable,
-            feeds=tuple((s, t, c) for s, t, c in feeds or ()),
+            outside=oid in outside and of != schema,
+            spoken_of=outside.get(oid, False),
+            users=tuple(users.get(oid, ())),
         )
-        for oid, of, name, type_, owned, readable, feeds in rows
+        for oid, of, name, type_, readable in rows
     ]
 
 

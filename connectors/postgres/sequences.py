@@ -167,7 +167,15 @@ def _remembered(kept: Mapping[str, Any], schema: str, here: Iterable[Known]) -> 
     if KNOWN not in kept:
         return [replace(s, oid=-n, schema=schema, owned=False, feeds=()) for n, s in enumerate(here, 1)]
     return [
-        Known(oid=-n, schema=of, name=name, type=type_, owned=owned, feeds=tuple((s, t, c) for s, t, c in feeds))
+        Known(
+            oid=-n,
+            schema=of,
+            name=name,
+            type=type_,
+            owned=owned,
+            feeds=tuple((s, t, c) for s, t, c in feeds),
+            outside=of != schema and not feeds,
+        )
         for n, (of, name, type_, owned, feeds, _) in enumerate(kept[KNOWN], 1)
     ]
 

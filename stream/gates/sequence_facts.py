@@ -1,6 +1,7 @@
 """The sequences of both sides, for the gate that asks whether those of the side that opens can go on.
 
-Invariant: what is remembered from an earlier look is at most KEPT_S old; what could not be read is unknown.
+Invariant: what is remembered from an earlier look is at most KEPT_S old, or PART times what the look took (thousands of
+tables) and MOST_S at most; what could not be read is unknown.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from stream.migration.prepared import Prepared, plan_for
 from stream.monitoring.sessions import Sides
 
 KEPT_S = 30.0
+PART = 100
+MOST_S = 300.0
 
 
 class SequenceLooks:
@@ -36,12 +39,13 @@ class SequenceLooks:
         """`facts`, with what the sequences are found to be."""
         prepared = (document.fingerprint, document.reverse is not None)
         if self._kept is not None:
-            taken_at, of, kept = self._kept
-            if time.monotonic() - taken_at < KEPT_S and of == prepared:
+            until, of, kept = self._kept
+            if time.monotonic() < until and of == prepared:
                 return replace(facts, sequences=kept.sequences)
         plans = self._planned(document)
         if not plans:
             return facts
+        began = time.monotonic()
         found: dict[Side, Surveyed] = {}
         for side, schema in ((Side.OLD, document.old_schema), (Side.NEW, document.new_schema)):
             also = named(self._spec, side)
@@ -52,7 +56,8 @@ class SequenceLooks:
         forward = plans[Direction.FORWARD].mappings
         told = {d: examined(self._spec, d, plan.mappings, forward, found) for d, plan in plans.items()}
         facts = replace(facts, sequences=told)
-        self._kept = (time.monotonic(), prepared, facts)
+        now = time.monotonic()
+        self._kept = (now + min(MOST_S, max(KEPT_S, PART * (now - began))), prepared, facts)
         return facts
 
     def _planned(self, document: Prepared) -> dict[Direction, Plan]:

@@ -21,7 +21,7 @@ from tests.faults.test_turn_crash import OTHER
 from tests.fixtures.ledger import writing
 from tests.fixtures.running import ACTOR
 from tests.fixtures.servers import private_postgres
-from tests.fixtures.tide import STATE, Probe, Tide, resume, state_of, tide_on
+from tests.fixtures.tide import NEW, OLD, STATE, TABLES, Probe, Tide, resume, state_of, tide_on
 
 WORDS = ("--accept-loss", "--source-isolated")
 # An entry by the application, which has its id from the side's own sequence.
@@ -34,12 +34,20 @@ DRAWN = {
 def test_new_dies_and_old_takes_over(make_database: Callable[[str], str], bootstrap: str, tmp_path: Path) -> None:
     with (
         private_postgres() as server,
-        tide_on(tmp_path, {"old": make_database("old"), "new": server.dsn()}, bootstrap) as tide,
+        tide_on(
+            tmp_path,
+            {"old": make_database("old"), "new": server.dsn()},
+            bootstrap,
+            old=f"{OLD}; create sequence shop.invoice_seq; select setval('shop.invoice_seq', 800)",
+            new=f"{NEW}; create sequence app.invoices increment 7",
+            tables=f"{TABLES}sequences: [{{to: invoices, from: invoice_seq}}]\n",
+        ) as tide,
     ):
         tide.on("new", "alter table app.ledger_entry alter id set cache 3")
         assert tide.cutover()["result"] == "done"
         kept = "select strides->>'ledger_entry.id' from slackwater.stride where migration = %s and side = 'new'"
         assert tide.on("old", kept, tide.migration) == [("3",)]
+        ((invoice,),) = tide.on("new", "select max(nextval('app.invoices')) from generate_series(1, 900)")
         ledger = tide.ledger()
         with writing(ledger):
             time.sleep(2)
@@ -55,6 +63,10 @@ def test_new_dies_and_old_takes_over(make_database: Callable[[str], str], bootst
         assert {n for n, _ in tide.on("old", STATE["old"])} == known
         ((drawn,),) = tide.on("old", DRAWN["old"])
         assert drawn > max(known)
+        # Nothing tells how much new has given of what feeds no column: two margins of its steps are kept, and said.
+        ((following,),) = tide.on("old", "select nextval('shop.invoice_seq')")
+        assert following > invoice
+        assert "sequence shop.invoice_seq feeds no column: no row tells what new has given" in done["notes"]
         assert tide.turn("failover", "--to", "old", *WORDS)["result"] == "already"
         # New comes back and believes itself open: it is closed before anything else.
         server.start()

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from tests.fixtures.databases import Databases
+from tests.fixtures.sequence_oracle import sequences_hold
 from tests.fixtures.tide import GATES, Tide, resume, state_of, tide_on
 
 BIG = 3_000_000_000
@@ -83,6 +84,16 @@ def draw(tide: Tide, side: str, sequence: str) -> int:
     return value(tide, side, f"select nextval('{schema}.{sequence}')")
 
 
+def agrees(tide: Tide, side: str) -> None:
+    """In plain SQL: what `side` gives next was given by nobody."""
+    schemas, other = {"old": "shop", "new": "app"}, {"old": "new", "new": "old"}[side]
+    pairs = {"invoices": "invoice_seq"} if side == "new" else {"invoice_seq": "invoices"}
+    looked = sequences_hold(
+        (tide.dsns[side], schemas[side]), (tide.dsns[other], schemas[other]), pairs=pairs, spared=("scratch",)
+    )
+    assert looked == 4
+
+
 def test_drawn_by_the_application_itself(dsns: dict[str, str], bootstrap: str, tmp_path: Path) -> None:
     with turning(tmp_path, dsns, bootstrap, OLD, NEW) as tide:
         failing = gate(tide)
@@ -110,6 +121,7 @@ def test_drawn_by_the_application_itself(dsns: dict[str, str], bootstrap: str, t
         turns = [("new", tide.cutover), ("old", tide.rollback), ("new", tide.cutover)]
         for side, turn in turns:
             assert turn()["result"] == "done"
+            agrees(tide, side)
             for name, taken in given.items():
                 own = "invoice_seq" if (side, name) == ("old", "invoices") else name
                 fresh = [draw(tide, side, own) for _ in range(20)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from schemas.direction import Direction, Side
@@ -128,6 +130,41 @@ def test_one_that_feeds_a_column_on_one_side_only() -> None:
     assert [j.place.value for j in named.judged if j.place] == [70 + MARGIN_STEPS]
 
 
+def test_one_of_another_schema() -> None:
+    """A function speaks of it, or both databases have it: in one database it is the same for both sides."""
+    old = side("shop", 1, ("seqs.tickets", (), {"last": 70}), ("crm.other", (), {}))
+    new = side("app", 2, ("seqs.tickets", (), {}))
+    old = replace(old, known=tuple(replace(s, outside=True) for s in old.known))
+    new = replace(new, known=tuple(replace(s, outside=True) for s in new.known))
+    found = look(spec("copy: '*'\n"), old, new)
+    assert linked(found) == {"seqs.tickets": (["seqs.tickets"], "name")}
+    assert not found.wrong
+    ((cause, remedy),) = look(spec("copy: [t]\n"), old, new).wrong
+    assert cause.startswith("sequence seqs.tickets feeds no column")
+    assert "`sequences: [seqs.tickets]`" in remedy
+    assert not look(spec("copy: [t]\nsequences: [seqs.tickets]\n"), old, new).wrong
+    assert not look(spec("copy: [t]\nexclude_sequences: [seqs.tickets]\n"), old, new).wrong
+    spoken = replace(old, known=tuple(replace(s, spoken_of=True) for s in old.known))
+    assert [c for c, _ in look(spec("copy: '*'\n"), spoken, new).wrong] == [
+        "old's sequence crm.other feeds no column, and nothing says which one of new goes on from it"
+    ]
+    same = look(spec("copy: '*'\n"), old, replace(new, known=old.known[:1], database=old.database))
+    assert (linked(same), same.wrong) == ({}, ())
+
+
+def test_in_one_database_a_function_of_a_side_may_seem_to_speak_of_the_other_sides() -> None:
+    """Each side's function names its own, and the two are called alike: each is outside of the other's schema."""
+    mine, theirs = side("shop", 1, ("n", (), {"last": 70})), side("app", 2, ("n", (), {}))
+    (ours,), (others,) = mine.known, theirs.known
+    everything = {**mine.standing.sequences, **theirs.standing.sequences}
+    states = Standing(sequences=everything)
+    old = Surveyed(known=(ours, replace(others, outside=True, spoken_of=True)), standing=states, database=("system", 1))
+    new = Surveyed(known=(others, replace(ours, outside=True, spoken_of=True)), standing=states, database=("system", 1))
+    for direction, wanted in ((Direction.FORWARD, "app.n"), (Direction.REVERSE, "shop.n")):
+        found = look(spec("copy: '*'\n"), old, new, direction)
+        assert (list(linked(found)), found.wrong) == ([wanted], ())
+
+
 def test_one_that_both_sides_share_is_left_alone() -> None:
     shared: tuple[Fed, ...] = (("shop", "t", "id"), ("app", "t", "id"))
     both = side("shop", 1, ("ids", shared, {"last": 5}))
@@ -205,3 +242,17 @@ def test_names_that_stand_for_nothing_have_their_line() -> None:
     ]  # fmt: skip
     twice = spec("copy: [t]\nsequences: [order_no]\nexclude_sequences: [order_no]\n")
     assert "is excluded, and `sequences` names it" in look(twice, *both).links.problems[0].cause
+
+
+def test_a_role_that_may_draw_on_one_side_only() -> None:
+    old, new = side("shop", 1, ("n", (), {})), side("app", 2, ("n", (), {}))
+    old = replace(old, known=(replace(old.known[0], users=("etl", "web")),))
+    new = replace(new, known=(replace(new.known[0], users=("web",)),))
+    assert look(spec("copy: '*'\n"), old, new).wrong == (
+        (
+            "role etl may draw from old's shop.n, and not from new's app.n",
+            "grant usage on sequence app.n to etl",
+        ),
+    )
+    assert not look(spec("copy: '*'\n"), old, new, Direction.REVERSE).wrong
+    assert not look(spec("copy: '*'\ncutover: {gates: {grants: {except: [etl]}}}\n"), old, new).wrong
