@@ -208,15 +208,12 @@ class Recheck:
 
     def _pass(self, way: Way, task: Task, target: Connection, tables: Sequence[str], hurry: float) -> bool:
         """One pass; whether rows were asked for, and have been read again."""
-        asked = 0
+        wanted: list[tuple[str, repair.Asked]] = []
 
         def mend(pair: Pair, view: View, found: Sequence[Found]) -> None:
-            nonlocal asked
             missed = [f.mismatch for f in found if f.mismatch.kind is not Mismatched.EXTRA]
-            wanted = repair.plan_repair(pair, way.plan, view, missed) if missed and view.mapping.key else None
-            if wanted is not None and wanted.rows:
-                with contextlib.closing(session.connect(task.target_dsn, application="slackwater recheck")) as conn:
-                    asked += repair.ask(Store(conn, way.plan.migration, way.plan.direction), view.name, wanted)
+            if missed and view.mapping.key:
+                wanted.append((view.name, repair.plan_repair(pair, way.plan, view, missed)))
 
         with contextlib.closing(session.connect(task.source_dsn, application="slackwater recheck")) as source:
             throttle = Throttle(
@@ -235,6 +232,12 @@ class Recheck:
                 yielding=lambda: is_wanted(target, way.plan),
             )
             sweep.run(self._ended)
+        # Only now: what is asked for voids the pass that it is asked in.
+        asked = sum(
+            repair.ask(Store(target, way.plan.migration, way.plan.direction), name, rows)
+            for name, rows in wanted
+            if rows.rows
+        )
         if asked:
             log.info("%d rows of %s are read again", asked, ", ".join(tables))
         deadline = time.monotonic() + SETTLES_S
