@@ -158,6 +158,7 @@ create table if not exists slackwater.reread (
   key jsonb not null, reason text not null, asked_at timestamptz not null default clock_timestamp(),
   attempts integer not null default 0,
   carried jsonb,                       -- a row that took another key: its new key, and the columns no mapping writes
+  repair jsonb,                        -- asked for by a repair: what may be deleted for it, and by whom
   primary key (migration, direction, load, source, key)
 );
 create index if not exists reread_carried on slackwater.reread (migration, direction) where carried is not null;
@@ -227,6 +228,18 @@ create table if not exists slackwater.uncompared (   -- what a turn had no time 
   at timestamptz not null default clock_timestamp(),
   primary key (migration, direction, load, chunk)
 );
+
+create table if not exists slackwater.repaired (   -- what repairs took away or wrote over, on the side it is from
+  id bigint generated always as identity primary key,
+  migration text not null, direction text not null,
+  load text not null,                  -- the target table
+  action text not null,                -- deleted, overwritten
+  key jsonb not null,                  -- the row's key in the target, as texts; {} where it has none
+  image jsonb not null,                -- every column but the generated ones, as PostgreSQL's own text
+  by text not null, reason text not null, at timestamptz not null default clock_timestamp(),
+  restored_at timestamptz, restored_by text
+);
+create index if not exists repaired_load on slackwater.repaired (migration, direction, load);
 
 create table if not exists slackwater.role (   -- heartbeats
   migration text not null, direction text not null, role text not null,

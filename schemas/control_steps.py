@@ -87,6 +87,24 @@ create table if not exists slackwater.silent_change (
 create index if not exists silent_change_waiting on slackwater.silent_change (migration, side) where state <> 'done';
 """,
     ),
+    Step(
+        number=5,
+        brings="what a repair deletes or writes over is kept until the end",
+        sql="""
+alter table slackwater.reread add column if not exists repair jsonb;
+create table if not exists slackwater.repaired (
+  id bigint generated always as identity primary key,
+  migration text not null, direction text not null,
+  load text not null,
+  action text not null,
+  key jsonb not null,
+  image jsonb not null,
+  by text not null, reason text not null, at timestamptz not null default clock_timestamp(),
+  restored_at timestamptz, restored_by text
+);
+create index if not exists repaired_load on slackwater.repaired (migration, direction, load);
+""",
+    ),
 )
 
 VERSION = STEPS[-1].number

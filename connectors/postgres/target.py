@@ -17,12 +17,26 @@ from schemas.direction import Direction
 from schemas.epoch import Epoch
 from schemas.errors import Halt, Superseded
 from schemas.position import Lsn, Position, format_lsn, parse_lsn
+from schemas.repair import Repair
 
 Key = Mapping[str, str | None]
 Carried = list[dict[str, str | None]]
 """Columns that no mapping writes, of a row's target rows, as documents with the target's key."""
 
 CARRYING = "select distinct load from slackwater.reread where migration = %s and direction = %s and carried is not null"
+
+
+# A row that is asked for twice is read once. Who may delete has the last word, and a repair that may keeps the rows.
+ASK = """
+insert into slackwater.reread as q (migration, direction, load, source, key, reason, carried, repair)
+select %s, %s, %s, %s, k::jsonb, %s, %s::jsonb, %s::jsonb from pg_catalog.json_array_elements(%s::json) k
+    on conflict (migration, direction, load, source, key) do update
+   set carried = coalesce(excluded.carried, q.carried),
+       repair = case when coalesce((excluded.repair->>'deletes')::boolean, false) then excluded.repair
+                     when coalesce((q.repair->>'deletes')::boolean, false) then q.repair
+                     when excluded.repair is null then null
+                     else q.repair end
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,22 +164,29 @@ class Target:
             (rows, *self._id, load),
         )
 
-    def ask_reread(self, load: str, source: str, keys: Iterable[Key], reason: str, carried: Sequence[Key] = ()) -> None:
+    def ask_reread(
+        self,
+        load: str,
+        source: str,
+        keys: Iterable[Key],
+        reason: str,
+        carried: Sequence[Key] = (),
+        repair: Repair | None = None,
+    ) -> None:
         """Queue rows of `source` to be read again for `load`.
 
-        `carried`: the unmapped columns of target rows that took another key, with that key.
+        `carried`: the unmapped columns of target rows that took another key, with that key. `repair`: what may be
+        deleted then, and who is told of it; None: what the stream itself would delete, and nothing is kept.
         """
         self.conn.execute(
-            "insert into slackwater.reread as q (migration, direction, load, source, key, reason, carried) "
-            "select %s, %s, %s, %s, k::jsonb, %s, %s::jsonb from json_array_elements(%s::json) k "
-            "on conflict (migration, direction, load, source, key) do update set carried = excluded.carried "
-            "where excluded.carried is not null",
+            ASK,
             (
                 *self._id,
                 load,
                 source,
                 reason,
                 json.dumps([dict(k) for k in carried]) if carried else None,
+                json.dumps(repair.document()) if repair is not None else None,
                 json.dumps([dict(k) for k in keys]),
             ),
         )
@@ -229,31 +250,32 @@ class Target:
             found.setdefault(load, []).append(key)
         return found
 
-    def owners_asked(self) -> dict[str, list[Key]]:
-        """Owners of mappings over mirrors that are to be computed again, by load."""
-        found: dict[str, list[Key]] = {}
-        for load, key in self.conn.execute(
-            "select load, key from slackwater.reread where migration = %s and direction = %s and source = ''",
+    def owners_asked(self) -> dict[tuple[str, Repair | None], list[Key]]:
+        """Owners of mappings over mirrors that are to be computed again, by load and by the repair that asked."""
+        found: dict[tuple[str, Repair | None], list[Key]] = {}
+        for load, key, repair in self.conn.execute(
+            "select load, key, repair from slackwater.reread where migration = %s and direction = %s and source = ''",
             self._id,
         ).fetchall():
-            found.setdefault(load, []).append(key)
+            found.setdefault((load, Repair.of(repair)), []).append(key)
         return found
 
-    def owners_read(self, load: str, keys: Iterable[Key]) -> None:
-        """No owner of the load is asked for any more; `keys` leave the quarantine, what stays there is open again."""
+    def owners_read(self, load: str, asked: Sequence[Key], keys: Iterable[Key]) -> None:
+        """Those are not asked for any more; of them, `keys` leave the quarantine, what stays there is open again."""
         self.conn.execute(
-            "delete from slackwater.reread where migration = %s and direction = %s and load = %s and source = ''",
-            (*self._id, load),
+            "delete from slackwater.reread where migration = %s and direction = %s and load = %s and source = ''"
+            " and key = any(%s::jsonb[])",
+            (*self._id, load, _documents(asked)),
         )
         self.conn.execute(
             "delete from slackwater.quarantine where migration = %s and direction = %s and load = %s and source = ''"
-            " and state = 'retrying' and key in (select jsonb_array_elements(%s::jsonb))",
-            (*self._id, load, json.dumps([dict(k) for k in keys])),
+            " and state = 'retrying' and key = any(%s::jsonb[])",
+            (*self._id, load, _documents(keys)),
         )
         self.conn.execute(
-            "update slackwater.quarantine set state = 'open'"
-            " where migration = %s and direction = %s and load = %s and source = '' and state = 'retrying'",
-            (*self._id, load),
+            "update slackwater.quarantine set state = 'open' where migration = %s and direction = %s and load = %s"
+            " and source = '' and state = 'retrying' and key = any(%s::jsonb[])",
+            (*self._id, load, _documents(asked)),
         )
 
     def quarantine(self, load: str, source: str, key: Key, at: Position | None, sqlstate: str, error: str) -> None:

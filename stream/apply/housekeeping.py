@@ -17,6 +17,7 @@ from connectors.postgres.session import Connection, translated
 from connectors.postgres.target import Key, Target
 from schemas.direction import Side
 from schemas.errors import Contended, PrivilegeMissing, RowRejected
+from schemas.repair import Repair
 from stream.engine import Engine
 from stream.migration.silent_changes import Lookout, watched
 from stream.monitoring.metrics import Metrics
@@ -58,9 +59,9 @@ class Tending:
                 states[m].state == "done" and states[m].newest_lsn <= checkpoint.end_lsn for m in mirrors
             ) and not any(load in mirrors for load, _ in waiting):
                 self._wake(name)
-        for name, owners in asked.items():
+        for (name, repair), owners in asked.items():
             if name not in asleep:
-                self._retry(name, owners)
+                self._retry(name, owners, repair)
         if time.monotonic() - self._looked_at > MINUTE_S:
             self._target.prune(KEEP_EPOCHS)
             self._fence()
@@ -83,19 +84,20 @@ class Tending:
             rows = self._alone(wake, isolate=name)
         log.info("%s is computed from its mirrors: %d rows", name, rows)
 
-    def _retry(self, name: str, owners: list[Key]) -> None:
-        """Owners in quarantine that an operator wants to see tried again."""
+    def _retry(self, name: str, owners: list[Key], repair: Repair | None) -> None:
+        """Owners that an operator wants to see computed again: because they are in quarantine, or for a repair."""
         e = self._engine
 
         def retry() -> None:
             if not e.mirrors_only:
+                e.repairs.asked = repair
                 e.owners.retry(e.loads[name], owners)
 
         try:
             self._alone(retry)
         except RowRejected as error:  # not one owner's fault: nobody leaves
             log.error("%s is refused as before: %s", name, error.cause)
-            self._alone(lambda: e.target.owners_read(name, []))
+            self._alone(lambda: e.target.owners_read(name, owners, []))
 
     def _alone(self, work: Callable[[], T], *, isolate: str | None = None) -> T:
         """A transaction of its own under the applier's lock."""

@@ -2,7 +2,8 @@
 
 Invariants: a row leaves the queue in the transaction that wrote what the source has for its key (or deleted what the
 target has of a row that is gone), that put it into quarantine with the reason, or that opened the target to the
-application; and none is asked for while the target is open, for nothing of ours may write it then.
+application; and none is asked for while the target is open, for nothing of ours may write it then. What a repair asked
+for is deleted only where the repair says so, and kept (`stream.engine.repairs`).
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from connectors.failpoint import failpoint
 from connectors.postgres import control
 from connectors.postgres.control import Checkpoint
-from connectors.postgres.ranges import KeySpace, Kind
+from connectors.postgres.ranges import KeySpace, Kind, relation
 from connectors.postgres.session import Connection, translated
 from schemas.direction import Direction
 from schemas.errors import Halt, Refused, RowRejected
 from schemas.plan import Plan
 from schemas.position import ZERO, Lsn, format_lsn
+from schemas.repair import Repair
+from schemas.table import Table
 from stream.backfill.chunk_loader import CHUNK_TIMEOUT_S, MAX_COLLISIONS, UNIQUE_VIOLATION, Session, set_aside
 from stream.backfill.load_table import MIRROR, LoadRow
 from stream.engine import Lock
+from stream.engine.mapping_sql import Load, columns
 
 log = logging.getLogger("slackwater.backfill")
 
@@ -36,12 +40,14 @@ Key = Mapping[str, str | None]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """A key to be read again. `attempts` counts the unique violations that the stream could have resolved; `carried`
-    are the target's unmapped columns, under the new key, of a row that took it while values were not sent.
+    are the target's unmapped columns, under the new key, of a row that took it while values were not sent. `repair`:
+    what it was asked for with; a batch is of one kind.
     """
 
     key: Key
     attempts: int
     carried: Sequence[Key] = ()
+    repair: Repair | None = None
 
 
 def assert_closed(conn: Connection, migration: str, direction: Direction) -> None:
@@ -76,12 +82,20 @@ class Queue:
         """Up to a batch of the load's keys, or those of `keys` that are still asked for; fewest attempts first."""
         with translated("reading the reread queue"):
             rows = self._conn.execute(
-                "select key, attempts, carried from slackwater.reread"
+                "select key, attempts, carried, repair from slackwater.reread"
                 " where migration = %s and direction = %s and load = %s and (%s::jsonb is null"
                 " or key in (select jsonb_array_elements(%s::jsonb))) order by attempts, asked_at, key limit %s",
                 (*self._id, load, *(2 * (None if keys is None else _json(keys),)), BATCH),
             ).fetchall()
-        return [Asked(key=cast("Key", k), attempts=int(str(n)), carried=cast("list[Key]", c or [])) for k, n, c in rows]
+        return [
+            Asked(
+                key=cast("Key", key),
+                attempts=int(str(attempts)),
+                carried=cast("list[Key]", carried or []),
+                repair=Repair.of(cast("dict[str, Any] | None", repair)),
+            )
+            for key, attempts, carried, repair in rows
+        ]
 
     def read(self, load: str, keys: Sequence[Key]) -> None:
         """They are read: out of the queue, and out of the quarantine those that an operator sent here."""
@@ -177,14 +191,17 @@ class Rereader:
             taken.extend(self._queue.asked(load, keys))
             if not taken:
                 return 0
-            names = taken[0].key.keys()
-            taken[:] = [a for a in taken if a.key.keys() == names]  # a repair names rows by other columns
+            names, repair = taken[0].key.keys(), taken[0].repair
+            # A repair names rows by other columns, and has rules of its own.
+            taken[:] = [a for a in taken if a.key.keys() == names and a.repair == repair]
             wanted = [a.key for a in taken]
+            engine.repairs.asked = repair
             if len(taken) == 1:
                 engine.savepoint("lone")
             lsn = [ZERO]
             try:
-                self._write(row, wanted, at, lsn, carried=[document for a in taken for document in a.carried])
+                carried = [document for a in taken for document in a.carried]
+                self._write(row, wanted, at, lsn, carried=carried, owners=repair is not None and repair.owners)
             except RowRejected as error:
                 if len(taken) > 1:
                     raise
@@ -212,32 +229,65 @@ class Rereader:
             self._s.loads.newest(row.name, row.barrier, lsn[0])
 
     def _write(
-        self, row: LoadRow, keys: Sequence[Key], at: Checkpoint, lsn: list[Lsn], *, carried: Sequence[Key] = ()
+        self,
+        row: LoadRow,
+        keys: Sequence[Key],
+        at: Checkpoint,
+        lsn: list[Lsn],
+        *,
+        carried: Sequence[Key] = (),
+        owners: bool = False,
     ) -> None:
+        """`owners`: the keys are those of target rows' owners, and the source's rows are those that feed them."""
         assert row.barrier is not None
         load, engine, reader = row.name, self._s.engine, self._s.reader
         source = engine.loads[load].mapping.sources[0]
         table = self._plan.sources[source]
-        space = KeySpace(table=table, key=tuple(keys[0]), kind=Kind.RANGE, integer=False)
-        engine.chunk.stage_keys(load, keys)
+        if owners:
+            engine.chunk.stage_owners(load, keys)
+        else:
+            engine.chunk.stage_keys(load, keys)
         with reader.snapshot(table, row.barrier, at.end_lsn, timeout_s=CHUNK_TIMEOUT_S) as shown:
             lsn[0] = shown.lsn
-            query = space.matching(reader.rows, keys, engine.chunk.columns(load))
+            if owners:
+                query = feeding(engine.loads[load], table, keys, engine.chunk.columns(load))
+            else:
+                space = KeySpace(table=table, key=tuple(keys[0]), kind=Kind.RANGE, integer=False)
+                query = space.matching(reader.rows, keys, engine.chunk.columns(load))
             with engine.chunk.stage(load) as staging:
                 reader.copy(query, staging.write)
         failpoint("backfill.mid_reread")
         if carried:
             engine.chunk.keep(load, carried)
-        engine.chunk.apply(load, carried=bool(carried))
+        engine.chunk.apply(load, carried=bool(carried), owners=owners)
 
     def _refused(self, row: LoadRow, asked: Asked, lsn: Lsn, error: RowRejected) -> None:
         """A row alone that the target refuses: left for the stream to resolve a few times, then set aside."""
         if error.sqlstate == UNIQUE_VIOLATION and asked.attempts < MAX_COLLISIONS:
             self._queue.again(row.name, [asked.key])
             self._not_before[row.name] = lsn
+        elif asked.repair is not None and asked.repair.owners:  # no source row's key, by which it could be set aside
+            self._queue.read(row.name, [asked.key])
+            log.error("what a repair asked for in %s is left as it is: %s", row.name, error.cause)
         elif not self._queue.refused(row.name, asked, lsn, error):
             source = self._s.engine.loads[row.name].mapping.sources[0]
             set_aside(self._s.engine, self._limit(), row.name, source, asked.key, lsn, error, asked.carried)
+
+
+def feeding(load: Load, table: Table, owners: Sequence[Key], names: Sequence[str]) -> str:
+    """A SELECT of the rows of a row-local mapping's source that feed some owners, given as the target spells them."""
+    mapping = load.mapping
+    restrict = mapping.feeds[table.name].restrict
+    assert restrict is not None  # a row-local mapping with a key computes it from the row alone
+    casts = ["" if "." in t else f"::{t}" for t in (load.table.column(o).type for o in mapping.owner)]
+    texts = ", ".join(f'(({e}){cast})::text collate "C"' for e, cast in zip(restrict, casts, strict=True))
+    wanted = ", ".join("(" + ", ".join(_literal(o[n]) for n in mapping.owner) + ")" for o in owners)
+    return f"select {columns(names)} from {relation(table)} where ({texts}) in (values {wanted})"
+
+
+def _literal(value: str | None) -> str:
+    """A string constant (standard_conforming_strings is pinned)."""
+    return "null::text" if value is None else "'" + value.replace("'", "''") + "'"
 
 
 def _json(keys: Sequence[Key]) -> str:

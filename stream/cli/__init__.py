@@ -2,8 +2,8 @@
 
 Beside the verbs: `context` is what each of them shares, `formatting` figures and columns, `screen` how `status` looks
 to a person; `turn_output` and `turn_answer` are what verbs that turn share, `end_output` what `cancel` and `finalize`
-do; `verify_output` is what `verify` answers; `exit_paths` decides how a command line ends, with the exit codes of
-`schemas.exits`.
+do; `verify_output` is what `verify` answers, `verify_repair` what its `--repair` does; `exit_paths` decides how a
+command line ends, with the exit codes of `schemas.exits`.
 
 Deliberately absent: decisions. A verb reads its options, calls one room, and prints.
 """
@@ -119,6 +119,14 @@ VERBS = (
         module="verify",
         summary="Compare every row of both sides; --repair",
         example="slackwater -c shop.yaml verify --table customer",
+        changes=True,
+        asks=True,
+    ),
+    Verb(
+        name="repaired",
+        module="repaired",
+        summary="List or restore rows that a repair deleted",
+        example="slackwater -c shop.yaml repaired list",
         changes=True,
         asks=True,
     ),

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -21,23 +21,19 @@ from schemas.plan import Plan
 from schemas.spec import Spec
 from stream.backfill.reread import assert_closed
 from stream.backfill.throttle import Throttle
-from stream.cli import context, formatting, verify_output
-from stream.migration import journal, prepared
+from stream.cli import context, formatting, verify_output, verify_repair
+from stream.migration import prepared
 from stream.migration.pauses import paused
 from stream.runtime import process
 from stream.runtime.supervisor import RoleName
-from stream.verify import reload_table
-from stream.verify import repair as repairing
-from stream.verify.digests import Pair
 from stream.verify.judge import Stopped
 from stream.verify.preconditions import WAIT_S, assert_loaded, guard, wanted
 from stream.verify.role import figures, health_of, throttled
 from stream.verify.sweep import Sweep
 from stream.verify.task import Tally
-from stream.verify.verdicts import Store, Verdict, latest
+from stream.verify.verdicts import Verdict, latest
 
 LINE_S = 5.0  # between two lines of progress where no terminal is
-REPAIR_S = 120.0
 
 
 def verify(
@@ -46,6 +42,10 @@ def verify(
     ),
     table: Annotated[list[str] | None, typer.Option(help="Only this target table; may be given again.")] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Have rows that differ read again from the source.")] = False,
+    delete: Annotated[
+        bool,
+        typer.Option("--delete", help="With --repair: delete rows that nothing on the source makes, and keep them."),
+    ] = False,
     continuous: Annotated[
         bool, typer.Option("--continuous", help="Without end, at a budget: what `run verify` does.")
     ] = False,
@@ -58,8 +58,12 @@ def verify(
 
     Rows that differ are judged when the stream has passed them. They are listed by key and column names; values stay
     where they are. What is slow, or was killed, goes on where it stopped.
+    --repair leaves rows that the target alone has, for each may be the only copy; --delete has them deleted, and kept
+    until `finalize` (`slackwater repaired`).
     """
     spec = context.spec()
+    if delete and not repair:
+        raise ConfigError("--delete goes with --repair", hint="slackwater verify --repair --delete")
     if continuous:
         if repair or table or show_values:
             raise ConfigError("--continuous goes with --direction alone", hint="slackwater verify --continuous")
@@ -81,13 +85,15 @@ def verify(
             began = time.monotonic()
             tallies = _compare(spec, document, plan, new, table or [], stop, resume=not fresh)
             seconds = time.monotonic() - began
-        asked = _repair(spec, plan, new, target, tallies, stop) if repair else None
+        asked = None
+        if repair:
+            asked = verify_repair.repair(spec, plan, new, target, tallies, stop, delete=delete)
         found = latest(target, spec.migration, direction, fingerprint=document.fingerprint, targets=names)
     next_ = verify_output.follows(spec, direction, found, tallies, repaired=bool(asked and asked["rows"]))
     context.show(
         verify_output.document(spec, direction, found, tallies, asked, next_, values=show_values)
         | {"seconds": round(seconds, 3), "next": next_},
-        lambda: verify_output.screen(spec, plan, found, tallies, next_, values=show_values, repair=repair),
+        lambda: verify_output.screen(spec, plan, found, tallies, next_, values=show_values, deleted=delete),
     )
     if any(t.total or t.lost for t in tallies.values()):
         raise typer.Exit(exits.NO)
@@ -165,49 +171,3 @@ def _progress(throttle: Throttle) -> Callable[[Sweep], None]:
         typer.echo(f"\r\033[K{line}" if terminal else line, err=True, nl=last or not terminal)
 
     return show
-
-
-# Repair.
-
-
-def _repair(
-    spec: Spec, plan: Plan, new: Connection, target: Connection, tallies: Mapping[str, Tally], stop: threading.Event
-) -> dict[str, Any]:
-    """Ask for the rows to be read again, and wait until they are."""
-    wrong = {name: t for name, t in tallies.items() if t.found}
-    if not wrong:
-        return {"rows": 0, "tables": {}, "refused": {}, "left": 0}
-    counts = ", ".join(
-        f"{len(t.found):,} of {name}" if t.view.mapping.key else f"all of {name}, which has no key and is emptied first"
-        for name, t in wrong.items()
-    )
-    context.confirm(f"to be read again from {plan.direction.source} and written to {plan.direction.target}: {counts}?")
-    task_source, task_target = (str(spec.old.dsn), str(spec.new.dsn))
-    if plan.direction.source is Side.NEW:
-        task_source, task_target = task_target, task_source
-    source = Sight(task_source, application="slackwater verify repair")
-    tables: dict[str, int] = {}
-    refused: dict[str, str] = {}
-    with closing(Pair(source, Sight(task_target, application="slackwater verify repair"))) as pair:
-        for name, tally in wrong.items():
-            asked = repairing.plan_repair(pair, plan, tally.view, [f.mismatch for f in tally.found])
-            refused |= asked.refused
-            if asked.anew and (why := reload_table.why_not(new, plan)) is not None:
-                refused[name] = why
-            elif asked.anew:
-                reload_table.load_anew(pair.source.primary, target, plan, name)
-                tables[name] = tally.rows
-            else:
-                tables[name] = repairing.ask(Store(target, plan.migration, plan.direction), name, asked)
-    detail = {"direction": plan.direction.value, "rows": tables, "refused": sorted(refused)}
-    journal.append(new, spec.migration, actor=context.actor(new), step="verify repair", detail=detail)
-    for name, why in refused.items():
-        context.note(f"{name} cannot be repaired: {why}")
-    total = sum(tables.values())
-    context.note(f"{total:,} rows are to be read again" + ("; waiting for it" if total else ""))
-    deadline = time.monotonic() + REPAIR_S
-    while (left := repairing.left(target, plan)) and time.monotonic() < deadline and not stop.is_set():
-        stop.wait(0.2)
-    if left:
-        context.note(f"{left:,} rows (or tables) still wait to be read again: is `slackwater run backfill` running?")
-    return {"rows": total, "tables": tables, "refused": refused, "left": left}

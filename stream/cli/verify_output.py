@@ -104,9 +104,9 @@ def _error(error: SlackwaterError) -> dict[str, Any]:
 
 
 def screen(
-    spec: Spec, plan: Plan, found: Verification, tallies: Tallies, next_: str | None, *, values: bool, repair: bool
+    spec: Spec, plan: Plan, found: Verification, tallies: Tallies, next_: str | None, *, values: bool, deleted: bool
 ) -> str:
-    """`repair`: whether this was one, which has said already what it does with rows that only the target has."""
+    """`deleted`: rows that only the target has were to be deleted."""
     rows = []
     for name, tally in tallies.items():
         state = found.tables[name].state.value if tally.problem is None else "not compared"
@@ -127,7 +127,7 @@ def screen(
     for name, alone in _unrepresented(tallies).items():
         lines += _alone(plan.direction, name, alone)
     extra = sum(kinds(t)[Kind.EXTRA] for t in tallies.values())
-    if extra and not repair:
+    if extra and not deleted:
         lines += _extra(spec, plan.direction, extra)
     if next_ is not None:
         lines.append(f"Next: {next_}")

@@ -120,7 +120,7 @@ class Story:
         stage.act("Every row is compared under load; then three are corrupted, found by their keys, and repaired")
         stage.run(f"{SLACKWATER} verify", last=4)
         stage.run('psql "$NEW_DSN" -q -1 -v ON_ERROR_STOP=1 -f corrupt.sql')
-        said = stage.run(f"{SLACKWATER} verify --repair --yes", last=4, code=exits.NO)
+        said = stage.run(f"{SLACKWATER} verify --repair --delete --yes", last=4, code=exits.NO)
         found = [row for row in CORRUPTED if row not in " ".join(said.split())]
         if found:
             raise DemoFailed(f"verify did not find {', '.join(found)}:\n{said}")

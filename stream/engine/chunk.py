@@ -63,6 +63,21 @@ class Chunk:
             for key in keys:
                 copy.write_row([key[n] for n in named])
 
+    def stage_owners(self, load: str, owners: Sequence[Mapping[str, str | None]]) -> None:
+        """Name owners of target rows, by the target's columns, whose rows are deleted where nothing makes them."""
+        e = self._engine
+        x = e.loads[load]
+        e.stage_of(x.mapping.sources[0])
+        e.prepare(x)
+        named = x.mapping.owner
+        with (
+            translated(f"staging owners of {load}"),
+            e.conn.cursor() as cursor,
+            cursor.copy(f"copy {x.owners} ({columns(named)}) from stdin") as copy,
+        ):
+            for owner in owners:
+                copy.write_row([owner[n] for n in named])
+
     def keep(self, load: str, carried: Sequence[Mapping[str, str | None]]) -> None:
         """Set aside unmapped columns that rows to be read again brought along from under their old keys."""
         e = self._engine
@@ -71,8 +86,10 @@ class Chunk:
         with translated(f"staging rows of {load}"):
             e.conn.execute(x.keep_documents(), (json.dumps([dict(document) for document in carried]),))
 
-    def apply(self, load: str, *, carried: bool = False) -> int:
+    def apply(self, load: str, *, carried: bool = False, owners: bool = False) -> int:
         """Transform and write what `stage`, `stage_keys` and (`carried`) `keep` staged; returns target rows written.
+
+        `owners`: `stage_owners` has named some.
 
         A mirror's rows also recompute the awake mappings that read it, which needs the exclusive lock.
         """
@@ -81,7 +98,8 @@ class Chunk:
         source = x.mapping.sources[0]
         asked = e.conn.execute(f"select exists (select from {e.stages[source].old})").fetchone()
         assert asked is not None
-        staged = Staged(truncated=False, has_new=True, has_old=bool(asked[0]), has_gone=bool(asked[0]), carried=carried)
+        gone = owners or bool(asked[0])
+        staged = Staged(truncated=False, has_new=True, has_old=gone, has_gone=gone, carried=carried)
         staged.parts = [Part(number=0, missing=frozenset(), moved=False, entering=False, rows=())]
         if e.mirrors_only and not x.is_mirror:
             raise Halt(f"{load} is no mirror, and nothing else may be written now", hint="slackwater status")

@@ -26,6 +26,7 @@ from stream.engine.joins import Owners
 from stream.engine.keyless import Keyless
 from stream.engine.mapping_sql import DONE, Load
 from stream.engine.planner import MISLED, SESSION, Plans, trees
+from stream.engine.repairs import Repairs
 from stream.engine.small_batch import plain, small
 from stream.engine.staging import Laid, Stage, Staged
 from stream.engine.temp_tables import Made
@@ -73,6 +74,7 @@ class Engine:
         self.partial = Partial(self)
         self.keyless = Keyless(self)
         self.owners = Owners(self)
+        self.repairs = Repairs(self)
         self.chunk = Chunk(self)
 
     def _become_replica(self) -> bool:
@@ -134,6 +136,7 @@ class Engine:
             self.plans.begin(misled=doubt is not None and bool(doubt[0]))
             self.states = self.target.loads()
             self.owners.begin()
+        self.repairs.begin()
         self.written = 0
         self.mirrors_only = mirrors_only or (mirrors_only is None and row is not None and any(row))
         refused = writing and not self.mirrors_only and row is not None and bool(row[0]) is not as_application
@@ -346,9 +349,10 @@ class Engine:
             whole = {source: stage.reading(part=0, skip=skip)}
             self.post(load.collect_owners(source, whole), prepare=not skip)
         if staged.has_gone or (load.leaves_gaps and staged.has_new):
-            self.post(load.delete_stale(), prepare=True, writes=True)
+            self.repairs.delete_stale(load)
 
     def write(self, load: Load, *, swap: bool = False, moved: bool = False) -> None:
+        self.repairs.keep_overwritten(load)
         if swap or moved:
             self.keep(load)
         if swap:

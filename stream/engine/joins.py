@@ -78,7 +78,7 @@ class Owners:
                 self._keep(load, [document for found in carried.values() for document in found])
             self.recompute(load, whole=False, swap=e.replica)
             refused = set(map(canonical, self._apart[load.name]))
-            e.target.owners_read(load.name, [k for k in owners if canonical(k) not in refused])
+            e.target.owners_read(load.name, owners, [k for k in owners if canonical(k) not in refused])
 
     def _write(self, load: Load, swap: bool) -> int:
         e = self._engine
@@ -96,7 +96,7 @@ class Owners:
         renamed = self._renamed.get(load.name)
         if renamed is not None:  # whoever comes under such an owner's old name has nothing of it
             e.post(load.delete_renamed(), (renamed,))
-        e.post(load.delete_stale(), prepare=True, writes=True)
+        e.repairs.delete_stale(load)
         e.write(load, swap=swap, moved=renamed is not None)
 
     def _every(self, load: Load) -> None:

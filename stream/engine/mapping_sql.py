@@ -177,8 +177,7 @@ class Load:
     def update(self, written: Collection[str] | None = None, *, rows: str | None = None) -> str | None:
         """Update rows that differ in the columns written (all mapped ones by default); None when none can differ."""
         m = self.mapping
-        still = {k for k in m.key if self.table.column(k).type in EXACT}
-        names = [n for n in m.columns if n not in still and (written is None or n in written)]
+        names = self._may_differ(written)
         if not names:
             return None
         settable = [n for n in names if self.table.column(n).identity != "a"]
@@ -187,6 +186,21 @@ class Load:
         sets = ", ".join(f"{quote(n)} = s.{quote(n)}" for n in settable)
         return (
             f"update {self.into} t set {sets}\nfrom {rows or self.rows} s where {matches(m.key, 't', 's')}\n"
+            f"and row({columns(names, 't')})::record operator(pg_catalog.*<>) row({columns(names, 's')})::record"
+        )
+
+    def _may_differ(self, written: Collection[str] | None = None) -> list[str]:
+        """The mapped columns (those written) that rows of the same key may differ in."""
+        still = {k for k in self.mapping.key if self.table.column(k).type in EXACT}
+        return [n for n in self.mapping.columns if n not in still and (written is None or n in written)]
+
+    def changed(self) -> str | None:
+        """The target rows that `update` changes, as they are; None when none can differ."""
+        names = self._may_differ()
+        if not names:
+            return None
+        return (
+            f"select t.* from {self.into} t, {self.rows} s where {matches(self.mapping.key, 't', 's')}\n"
             f"and row({columns(names, 't')})::record operator(pg_catalog.*<>) row({columns(names, 's')})::record"
         )
 

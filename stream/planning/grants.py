@@ -56,6 +56,7 @@ _CONTROL: Mapping[str, Mapping[str, str]] = {
     "backfill_chunk": {APPLY: "select", BACKFILL: "select, insert, update, delete"},
     "quarantine": {APPLY: "select, insert, update, delete", BACKFILL: "select, insert, update, delete"},
     "reread": {APPLY: "select, insert, update, delete", BACKFILL: "select, insert, update, delete"},
+    "repaired": {APPLY: "select, insert", BACKFILL: "select, insert, update"},
     "canary": {CAPTURE: "select, insert, update", APPLY: "select", BACKFILL: "select"},
     "canary_seen": {CAPTURE: "select", APPLY: "select, insert, update", BACKFILL: "select"},
     "foreign_write": {CAPTURE: "select, insert", APPLY: "select, insert", BACKFILL: "select"},

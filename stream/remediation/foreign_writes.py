@@ -21,6 +21,7 @@ from connectors.postgres.void import void
 from schemas.direction import Direction, Side
 from schemas.errors import Refused
 from schemas.plan import Plan
+from schemas.repair import Repair
 from schemas.spec import Spec
 from stream.backfill.chunk_loader import Session
 from stream.backfill.reread import Rereader
@@ -107,6 +108,7 @@ def discard(
         closing(connect(_dsn(spec, side), application="slackwater foreign-writes")) as conn,
     ):
         store = Store(conn, plan.migration, direction)
+        repair = Repair(deletes=True, by=actor(conn).identity, reason="foreign-writes discard")
         refused: dict[str, str] = {}
         found_views = views(
             plan,
@@ -122,7 +124,7 @@ def discard(
             asked = plan_repair(pair, plan, view, found)
             refused |= asked.refused
             if not asked.refused:
-                total += ask(store, view.name, asked)
+                total += ask(store, view.name, asked, repair)
         if refused:
             raise Refused(
                 "some rows cannot be put back by themselves",

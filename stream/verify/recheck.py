@@ -29,6 +29,7 @@ from schemas.errors import Refused, SlackwaterError
 from schemas.fingerprint import Kind
 from schemas.names import qualified, quote
 from schemas.plan import Plan
+from schemas.repair import Repair
 from schemas.spec import Verify
 from stream.backfill.reread import assert_closed
 from stream.backfill.throttle import Throttle
@@ -233,8 +234,9 @@ class Recheck:
             )
             sweep.run(self._ended)
         # Only now: what is asked for voids the pass that it is asked in.
+        mended = Repair(deletes=False, by="slackwater", reason=REASON)
         asked = sum(
-            repair.ask(Store(target, way.plan.migration, way.plan.direction), name, rows)
+            repair.ask(Store(target, way.plan.migration, way.plan.direction), name, rows, mended)
             for name, rows in wanted
             if rows.rows
         )

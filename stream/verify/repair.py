@@ -2,14 +2,15 @@
 
 Invariants: nothing is written here but requests; what answers them loads chunks of one row under backfill's rule, so a
 repair can never put an older row in the place of a newer one, and a kill in the middle leaves requests, done or not. A
-table that was repaired is not clean: only a later pass says that.
+request says whether it may delete; where nobody asked for that, a row that only the target has stays, for it may be the
+last copy of it. A table that was repaired is not clean: only a later pass says that.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from connectors.failpoint import failpoint
 from connectors.postgres.mirror import mirror_key
@@ -19,6 +20,7 @@ from connectors.postgres.void import void
 from schemas.control import MIRROR_SCHEMA, mirror_name
 from schemas.names import qualified, quote
 from schemas.plan import Plan
+from schemas.repair import Action, Repair
 from stream.backfill.load_table import MIRROR
 from stream.backfill.reread import assert_closed
 from stream.engine.build import mirror_mapping
@@ -27,25 +29,25 @@ from stream.verify.lookup import feeding
 from stream.verify.queries import Key, View, bare, owners, restricts
 from stream.verify.verdicts import Mismatch, Store
 
-REASON = "verify --repair"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """What is to be read again: load -> (source table, keys). `refused`: tables that cannot be, and why.
 
+    `owners`: what may come from no source row any more, load -> (source table, owners by the target's columns).
     `anew`: it has no key, so all of it is.
     """
 
     rows: Mapping[str, tuple[str, Sequence[Mapping[str, str | None]]]]
-    refused: Mapping[str, str]
+    owners: Mapping[str, tuple[str, Sequence[Mapping[str, str | None]]]] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
     anew: bool = False
 
 
 def plan_repair(pair: Pair, plan: Plan, view: View, mismatches: Sequence[Mismatch]) -> Asked:
     """Which rows of which tables have to be read again so that one target table's mismatches go."""
     if not view.mapping.key:
-        return Asked(rows={}, refused={}, anew=True)
+        return Asked(rows={}, anew=True)
     keys: list[Key] = [tuple(m.key[k] for k in view.mapping.key) for m in mismatches]
     wanted = owners(view, keys)
     if view.mapping.row_local:
@@ -62,16 +64,13 @@ def _row_local(pair: Pair, view: View, wanted: Sequence[Key]) -> Asked:
     names = [bare(e, table) for e in by[table.name]]
     if all(names):
         asked = [dict(zip(map(str, names), owner, strict=True)) for owner in wanted]
-        return Asked(rows={view.name: (table.name, asked)}, refused={})
+        return Asked(rows={view.name: (table.name, asked)})
     found, fed = _keys(pair, view, by, wanted)
-    gone = [o for o in wanted if o not in fed]
-    refused = {}
-    if gone:
-        refused[view.name] = (
-            f"{len(gone)} rows of it come from no row of {table.name}, and their keys cannot be computed back:"
-            " delete them by hand"
-        )
-    return Asked(rows={view.name: (table.name, found[table.name])} if found[table.name] else {}, refused=refused)
+    gone = [dict(zip(view.mapping.owner, o, strict=True)) for o in wanted if o not in fed]
+    return Asked(
+        rows={view.name: (table.name, found[table.name])} if found[table.name] else {},
+        owners={view.name: (table.name, gone)} if gone else {},
+    )
 
 
 def _joined(pair: Pair, plan: Plan, view: View, wanted: Sequence[Key]) -> Asked:
@@ -86,7 +85,7 @@ def _joined(pair: Pair, plan: Plan, view: View, wanted: Sequence[Key]) -> Asked:
             if unique:
                 rows[f"mirror:{table.name}"] = (table.name, list(unique.values()))
     rows[view.name] = ("", [dict(zip(view.mapping.owner, owner, strict=True)) for owner in wanted])
-    return Asked(rows=rows, refused={})
+    return Asked(rows=rows)
 
 
 def _keys(
@@ -123,9 +122,10 @@ def _mirrored(
         return [dict(zip(key, row, strict=True)) for row in target.execute(query.encode()).fetchall()]
 
 
-def ask(store: Store, name: str, asked: Asked) -> int:
+def ask(store: Store, name: str, asked: Asked, repair: Repair, *, whole: bool = True) -> int:
     """Queue what is to be read again, and mark the table; how many rows. One transaction: both or neither.
 
+    `whole`: it is asked for all that is known to be wrong; else the table stays mismatched.
     Errors: Refused while the target is open to the application.
     """
     target = Target(store.conn, store.migration, store.direction)
@@ -133,13 +133,16 @@ def ask(store: Store, name: str, asked: Asked) -> int:
     with translated("asking for rows to be read again"), store.conn.transaction():
         assert_closed(store.conn, store.migration, store.direction)
         for load, (source, keys) in asked.rows.items():
-            target.ask_reread(load, source, keys, REASON)
+            target.ask_reread(load, source, keys, repair.reason, repair=repair)
+            total += len(keys)
+        for load, (source, keys) in asked.owners.items() if repair.deletes else ():
+            target.ask_reread(load, source, keys, repair.reason, repair=replace(repair, owners=True))
             total += len(keys)
         failpoint("verify.mid_repair")
         # What is read again may be a row of a mirror, which feeds other tables, too.
         tables = None if any(load.startswith(MIRROR) for load in asked.rows) else {name}
         void(store.conn, store.migration, store.direction, tables=tables, cause="rows were read again by a repair")
-        if not asked.refused:
+        if not asked.refused and whole and total:
             store.repaired(name)
     return total
 
@@ -154,3 +157,25 @@ def left(conn: Connection, plan: Plan) -> int:
         ).fetchone()
     assert row is not None
     return int(str(row[0]))
+
+
+def newest_kept(conn: Connection) -> int:
+    """The number of the newest row that was kept, of any direction; 0 where there is none."""
+    with translated("reading what repairs have kept"):
+        row = conn.execute("select coalesce(max(id), 0) from slackwater.repaired").fetchone()
+    assert row is not None
+    return int(str(row[0]))
+
+
+def kept_since(conn: Connection, plan: Plan, newest: int) -> dict[Action, dict[str, int]]:
+    """Rows that were kept after that one: by what became of them, and by table."""
+    with translated("counting what the repair has kept"):
+        rows = conn.execute(
+            "select action, load, count(*) from slackwater.repaired"
+            " where migration = %s and direction = %s and id > %s group by 1, 2 order by 2",
+            (plan.migration, plan.direction.value, newest),
+        ).fetchall()
+    found: dict[Action, dict[str, int]] = {action: {} for action in Action}
+    for action, load, n in rows:
+        found[Action(str(action))][str(load)] = int(str(n))
+    return found

@@ -6,11 +6,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
-from schemas.errors import Unavailable
+from connectors.postgres.sight import Sight
+from schemas.errors import Refused, Unavailable
+from schemas.repair import Repair
 from stream.verify import queries
+from stream.verify.digests import Pair
 from stream.verify.final_check import Standstill, merged, pieces
 from stream.verify.judge import Stopped
 from stream.verify.preconditions import NotReady
@@ -207,9 +211,17 @@ def test_a_table_without_a_key_is_repaired_by_loading_it_anew(loaded: Filling) -
     with loaded.streaming(), loaded.backfill() as role:
         wait_for(lambda: "" in role._finishing)  # it has nothing to do
         corrupt(loaded, "delete from app.events where kind = 'k1'", "insert into app.events values ('x', 1)")
-        assert swept(loaded, only=[name])[name].total == 101
+        tally = swept(loaded, only=[name])[name]
+        assert tally.total == 101
         loaded.old.execute("insert into events values ('before', 1)")
-        load_anew(loaded.old, loaded.new, loaded.plan, name)
+        repair = Repair(deletes=True, by="tester", reason="a test")
+        sides = (Sight(dsn, application="test") for dsn in (loaded.databases.old, loaded.databases.new))
+        with closing(Pair(*sides)) as pair:
+            with pytest.raises(Refused, match="1 rows of events are on new alone"):
+                load_anew(pair, loaded.new, loaded.plan, tally.view, replace(repair, deletes=False))
+            load_anew(pair, loaded.new, loaded.plan, tally.view, repair)
+        kept = loaded.new.execute("select load, action, key, image->>'kind', by from slackwater.repaired").fetchall()
+        assert kept == [(name, "deleted", {}, "x", "tester")]
         loaded.old.execute("insert into events values ('after', 1); delete from events where amount = 1.50")
         assert verdict(loaded).tables[name].state is Verdict.REPAIRED
         loaded.filled()

@@ -87,7 +87,7 @@ def test_found_by_key_repaired_and_clean_again(program: Program, shop: Shop) -> 
     said = program("verify", "--repair", code=2)  # nobody to ask
     assert "--yes" in said
     before = repairs(program)
-    repaired = verify(program, "--repair", "--yes", code=3)
+    repaired = verify(program, "--repair", "--delete", "--yes", code=3)
     assert repaired["state"] == "repaired"
     assert repaired["repaired"]["rows"] >= 4
     assert repaired["repaired"]["left"] == 0
