@@ -19,7 +19,7 @@ from schemas import digest
 from schemas.bind import bound
 from schemas.control import MIRROR_SCHEMA, mirror_name
 from schemas.mapping import Mapping
-from schemas.names import qualified, quote
+from schemas.names import EQ, qualified, quote
 from schemas.plan import Plan
 from schemas.sql_text import name_of, parse
 from schemas.table import Identity, Table
@@ -40,7 +40,7 @@ class Alone:
     keys: tuple[str, ...]
 
     def count(self) -> str:
-        return f"select count(*) from {self.source}\nwhere {self.where}"
+        return f"select pg_catalog.count(*) from {self.source}\nwhere {self.where}"
 
     def some(self, limit: int) -> str:
         """The keys of a few."""
@@ -115,7 +115,7 @@ def _unmade(plan: Plan, mapping: Mapping, table: Table, bases: Map[str, str], co
         names = [f"slackwater_{len(computed) + i}" for i in range(len(feed.restrict))]
         pairs = list(zip(mapping.owner, feed.restrict, names, strict=True))
         computed += [f"{digest.comparable(f'({e})', target.column(o), bases)} as {n}" for o, e, n in pairs]
-        same = " and ".join(f"{m} = s.{n}" for m, n in zip(mine, names, strict=True))
+        same = " and ".join(f"{m} {EQ} s.{n}" for m, n in zip(mine, names, strict=True))
         return f"not exists (select from {made} where {same})"
     own = ", ".join(f"s.{quote(c.name)}" for c in table.columns)
     names = [f"o{i}" for i in range(len(mapping.owner))]
@@ -123,7 +123,7 @@ def _unmade(plan: Plan, mapping: Mapping, table: Table, bases: Map[str, str], co
     fed = [digest.comparable(f"f.{n}", target.column(o), bases) for o, n in zip(mapping.owner, names, strict=True)]
     return (
         f"not exists (select from (\n{query}\n) f({', '.join(names)})"
-        f" where ({', '.join(fed)}) in (select {', '.join(mine)} from {made}))"
+        f" where ({', '.join(fed)}) {EQ} any (select {', '.join(mine)} from {made}))"
     )
 
 

@@ -20,7 +20,7 @@ from enum import StrEnum
 
 from schemas.bind import bound
 from schemas.mapping import Mapping
-from schemas.names import qualified, quote
+from schemas.names import EQ, qualified, quote
 from schemas.table import Column, Table
 
 # An explicit cast to these with a length cuts in silence; where a length is, assignment refuses, and never changes.
@@ -40,19 +40,23 @@ class Hash(StrEnum):
 
     def digest(self, text: str) -> str:
         """The strong hash of a text expression, in hex."""
-        return f"encode(sha256(textsend({text})), 'hex')" if self is Hash.SHA256 else f"md5({text})"
+        if self is Hash.SHA256:
+            return f"pg_catalog.encode(pg_catalog.sha256(pg_catalog.textsend({text})), 'hex')"
+        return f"pg_catalog.md5({text})"
 
     def halves(self, digest: str) -> tuple[str, str]:
         """Two bigints of it."""
         if self is Hash.MD5_CUT:
-            return f"('x'||left({digest},16))::bit(64)::bigint", f"('x'||right({digest},16))::bit(64)::bigint"
-        return f"hashtextextended({digest},0)", f"hashtextextended({digest},1)"
+            return _cut(f"pg_catalog.left({digest}, 16)", 64), _cut(f"pg_catalog.right({digest}, 16)", 64)
+        return _seeded(digest, 0), _seeded(digest, 1)
 
     def bucket(self, text: str, mask: int) -> str:
         """Which of `mask + 1` buckets (a power of two) a text expression falls into."""
         if self is Hash.MD5_CUT:
-            return f"(('x'||left(md5({text}),8))::bit(32)::bigint & {mask})"
-        return f"(hashtextextended({text},2) & {mask})"
+            number = _cut(f"pg_catalog.left(pg_catalog.md5({text}), 8)", 32)
+        else:
+            number = _seeded(text, 2)
+        return f"({number} operator(pg_catalog.&) {mask}::bigint)"
 
     def probe(self) -> str:
         """What two servers have to agree on."""
@@ -61,6 +65,14 @@ class Hash(StrEnum):
             f"select {a}::text, {b}::text, {self.bucket('m', 65535)}::text"
             f' from (select {self.digest(_literal(PROBE))} collate "C" as m) p'
         )
+
+
+def _cut(hexadecimal: str, bits: int) -> str:
+    return f"('x' operator(pg_catalog.||) {hexadecimal})::bit({bits})::bigint"
+
+
+def _seeded(text: str, seed: int) -> str:
+    return f"pg_catalog.hashtextextended({text}, {seed}::bigint)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,9 +171,10 @@ def whole(rows: Rows, how: Hash, *, youngest: bool = False) -> str:
     """One digest of all: count, two sums, and how many transactions ago the newest row was written, if asked for."""
     a, b = how.halves("s.m")
     more = ("q.xmin as x",) if youngest else ()
-    last = "min(age(s.x))::bigint" if youngest else "null::bigint"
+    last = "pg_catalog.min(pg_catalog.age(s.x))::bigint" if youngest else "null::bigint"
     return (
-        f"select count(*), coalesce(sum({a}), 0)::text, coalesce(sum({b}), 0)::text, {last}"
+        f"select pg_catalog.count(*), coalesce(pg_catalog.sum({a}), 0)::text,"
+        f" coalesce(pg_catalog.sum({b}), 0)::text, {last}"
         f" from {_hashed(rows, how, *more)}"
     )
 
@@ -171,7 +184,8 @@ def buckets(rows: Rows, how: Hash, mask: int) -> str:
     a, b = how.halves("s.m")
     inner = _hashed(rows, how, *([f"{how.bucket(rows.key, mask)} as b"] if rows.keys else []))
     bucket = "s.b" if rows.keys else how.bucket("s.m", mask)
-    return f"select {bucket}, count(*), sum({a})::text, sum({b})::text from {inner} group by 1"
+    sums = f"pg_catalog.sum({a})::text, pg_catalog.sum({b})::text"
+    return f"select {bucket}, pg_catalog.count(*), {sums} from {inner} group by 1"
 
 
 def listed(rows: Rows, how: Hash, mask: int = 0, wanted: Sequence[int] = ()) -> str:
@@ -179,10 +193,10 @@ def listed(rows: Rows, how: Hash, mask: int = 0, wanted: Sequence[int] = ()) -> 
 
     Of a table without a key: each image's strong hash, with the number of rows that have it.
     """
-    some = f" = any('{{{','.join(map(str, wanted))}}}'::bigint[])"
+    some = f" {EQ} any('{{{','.join(map(str, wanted))}}}'::bigint[])"
     if not rows.keys:
         test = f" where {how.bucket('s.m', mask)}{some}" if wanted else ""
-        return f"select s.m, count(*)::text from {_hashed(rows, how)}{test} group by 1"
+        return f"select s.m, pg_catalog.count(*)::text from {_hashed(rows, how)}{test} group by 1"
     names = [f"{k} as k{i}" for i, k in enumerate(rows.keys)]
     picked = ", ".join(f"s.k{i}" for i in range(len(rows.keys)))
     also = how.bucket(rows.key, mask) + some if wanted else "true"
@@ -192,7 +206,9 @@ def listed(rows: Rows, how: Hash, mask: int = 0, wanted: Sequence[int] = ()) -> 
 def counted(rows: Rows, how: Hash, images: Sequence[str]) -> str:
     """How many rows have each of some images (strong hashes), of a table without a key."""
     some = ", ".join(_literal(m) for m in images)
-    return f"select s.m, count(*)::text from {_hashed(rows, how)} where s.m in ({some}) group by 1"
+    return (
+        f"select s.m, pg_catalog.count(*)::text from {_hashed(rows, how)} where s.m {EQ} any (array[{some}]) group by 1"
+    )
 
 
 def _literal(text: str) -> str:

@@ -23,6 +23,10 @@ _RESERVED = frozenset(
 )
 
 
+EQ = "operator(pg_catalog.=)"
+"""For SQL that runs under a user's path: there, a bare `=` may be one that stands in the path for just these types."""
+
+
 def quote(name: str) -> str:
     """Always quoted, inner quotes doubled. ValueError for what PostgreSQL cannot hold: an empty name, a zero byte."""
     if not name or "\0" in name:

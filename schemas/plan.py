@@ -16,7 +16,8 @@ class Plan:
 
     `sources` are the streamed tables as they were prepared (the published ones); `targets` the tables written.
     `mirrors` names the sources that are copied whole into `slackwater_mirror` on the target. `canary`, where the stream
-    has one, is `slackwater.canary` on the source: published, and no source of any mapping.
+    has one, is `slackwater.canary` on the source: published, and no source of any mapping. `source_path` and
+    `target_path` are the schemas in which users' code finds what it names bare.
     """
 
     migration: str
@@ -30,6 +31,8 @@ class Plan:
     topics: dict[str, str]  # source table -> topic
     canary: Table | None = None
     canary_topic: str = ""
+    source_path: tuple[str, ...] = ()
+    target_path: tuple[str, ...] = ()
 
     @property
     def published(self) -> dict[str, Table]:

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from schemas import spec_errors, yaml_file
+from schemas.control import MIRROR_SCHEMA, SCHEMA
 from schemas.errors import ConfigError
 from schemas.gates import Gates
 from schemas.values import Dsn, Options, Window, parse_size
@@ -34,6 +35,9 @@ Bytes = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | 
 Name = Annotated[str, Field(min_length=1, max_length=63)]
 Rate = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(ge=0)]
+
+
+_NOT_ON_A_PATH = frozenset({"information_schema", SCHEMA, MIRROR_SCHEMA})
 
 
 class Part(BaseModel):
@@ -47,6 +51,23 @@ class Old(Part):
 
     dsn: Dsn = Field(repr=False)
     schema_: Name = Field(default="public", alias="schema")
+    search_path: list[Name] | None = Field(
+        default=None,
+        description="schemas in which the side's own functions find what they name without one; null: `schema`",
+    )
+
+    @field_validator("search_path", mode="before")
+    @classmethod
+    def _schemas(cls, value: Any) -> Any:
+        """A list, so that nobody has to know how libpq quotes."""
+        if isinstance(value, str):
+            raise ValueError(f"write a list of schemas: [{value}]")
+        for name in value if isinstance(value, list) else ():
+            if name == "$user":
+                raise ValueError('"$user" is another schema for each role: write the name of the application\'s own')
+            if isinstance(name, str) and (name.startswith("pg_") or name in _NOT_ON_A_PATH):
+                raise ValueError(f"{name} cannot stand in it: PostgreSQL's own names come first by themselves")
+        return value
 
 
 class New(Old):

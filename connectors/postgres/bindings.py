@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 import psycopg
 from psycopg import pq
 
-from connectors.postgres import mirror, parse_tree
+from connectors.postgres import mirror, parse_tree, user_path
 from connectors.postgres.session import Connection, translated
+from connectors.postgres.user_path import Path
 from schemas.bind import bound
 from schemas.control import MIRROR_SCHEMA
 from schemas.direction import Side
 from schemas.mapping import Mapping as TableMapping
-from schemas.names import qualified, quote
+from schemas.names import EQ, qualified, quote
 from schemas.problem import Problem
 from schemas.resolve import finish
 from schemas.table import Table
@@ -44,12 +45,14 @@ def examine(
     trust: Collection[str] = (),
     where: str = "",
     side: Side = Side.NEW,
+    paths: tuple[Path, Path] = ((), ()),
 ) -> Examined:
-    """Prepare one mapping wherever it will run. `table` is its target, on `side`; `trust` and `where` are the file's.
+    """Prepare one mapping wherever it will run. `table` is its target, on `side`; `trust` and `where` are the file's,
+    `paths` the users' paths on the source and on the target.
 
     Errors: those of a connection that fails; whatever is wrong with the mapping comes back as problems.
     """
-    exam = _Exam(mapping, sources, table, trust, where or f"tables: {mapping.target}", side)
+    exam = _Exam(mapping, sources, table, trust, where or f"tables: {mapping.target}", side, paths)
     with translated(f"preparing the mapping of {mapping.target}"):
         with source.transaction(force_rollback=True):
             exam.on_source(source)
@@ -73,6 +76,7 @@ class _Exam:
     trust: Collection[str]
     where: str
     side: Side
+    paths: tuple[Path, Path]
     problems: list[Problem] = field(default_factory=list)
     types: dict[str, str] = field(default_factory=dict)
     user_types: list[mirror.UserType] = field(default_factory=list)
@@ -87,7 +91,7 @@ class _Exam:
         oids = [c.type_oid for s in m.sources for c in self.sources[s].columns if c.name in m.reads[s]]
         self.user_types = mirror.user_types(conn, oids)
         bindings = {s: relation(self.sources[s], m.reads[s]) for s in m.sources}
-        error = self._prepared(conn, bound(m.text, bindings))
+        error = self._prepared(conn, bound(m.text, bindings), self.paths[0])
         if error is not None:
             self.refuse(
                 f"the source does not accept the mapping of {m.target}: {error.message}",
@@ -103,7 +107,7 @@ class _Exam:
             return
         m = self.mapping
         bindings = {s: f"select * from pg_temp.{quote(s)}" for s in m.sources}
-        error = self._prepared(conn, bound(m.text, bindings))
+        error = self._prepared(conn, bound(m.text, bindings), self.paths[1])
         if error is not None:
             self.refuse(
                 f"the target does not accept the mapping of {m.target} over staged rows: {error.message}",
@@ -118,7 +122,7 @@ class _Exam:
         if not self.problems:
             self._assignable(conn, bindings)
             self._feeds(conn, bindings)
-            for cause, remedy in parse_tree.faults(conn, m, self.trust):
+            for cause, remedy in parse_tree.faults(conn, m, self.trust, self.paths[1]):
                 self.refuse(cause, remedy)
 
     def _staging(self, conn: Connection) -> bool:
@@ -139,10 +143,10 @@ class _Exam:
             conn.execute(f"create temp table {quote(name)} ({spelled}) on commit drop".encode())
         return True
 
-    def _prepared(self, conn: Connection, query: str) -> _Refusal | None:
+    def _prepared(self, conn: Connection, query: str, path: Path) -> _Refusal | None:
         """What the server objects to, or None. Nothing is run."""
         try:
-            with conn.transaction():
+            with conn.transaction(), user_path.within(conn, path):
                 result = conn.pgconn.prepare(b"", query.encode())
                 if result.status != pq.ExecStatus.COMMAND_OK:
                     raise psycopg.errors.error_from_result(result, encoding="utf-8")
@@ -155,8 +159,9 @@ class _Exam:
         return None
 
     def _describe(self, conn: Connection, query: str) -> None:
-        conn.pgconn.prepare(b"", query.encode())
-        result = conn.pgconn.describe_prepared(b"")
+        with user_path.within(conn, self.paths[1]):
+            conn.pgconn.prepare(b"", query.encode())
+            result = conn.pgconn.describe_prepared(b"")
         names = [(result.fname(i) or b"").decode() for i in range(result.nfields)]
         oids = [result.ftype(i) for i in range(result.nfields)]
         rows = conn.execute(
@@ -182,6 +187,7 @@ class _Exam:
             error = self._prepared(
                 conn,
                 f"insert into {into} ({quote(output.name)}) overriding system value select {value} from (\n{text}\n) x",
+                self.paths[1],
             )
             if error is not None:
                 self.refuse(
@@ -197,13 +203,15 @@ class _Exam:
         casts = ", ".join(f"o{i}::{t}" for i, t in enumerate(types))
         for name, feed in self.mapping.feeds.items():
             query = f"select {casts} from (\n{bound(feed.query, bindings)}\n) x({names})"
-            error = self._prepared(conn, query)
+            error = self._prepared(conn, query, self.paths[1])
             if error is not None and self._own_mirror(conn, name, feed.query):
-                error = self._prepared(conn, query)
+                error = self._prepared(conn, query, self.paths[1])
             if error is None and feed.restrict is not None:
                 within = f"(select {names} from ({query}) o({names}))"
                 error = self._prepared(
-                    conn, f"select from pg_temp.{quote(name)} where ({', '.join(feed.restrict)}) in {within}"
+                    conn,
+                    f"select from pg_temp.{quote(name)} where ({', '.join(feed.restrict)}) {EQ} any {within}",
+                    self.paths[1],
                 )
             if error is not None:
                 self.refuse(

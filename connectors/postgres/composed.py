@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from connectors.postgres import mirror
+from connectors.postgres import mirror, user_path
 from connectors.postgres.ranges import Chunk, KeySpace, Kind, relation
 from connectors.postgres.session import Connection, translated
+from connectors.postgres.user_path import Path
 from schemas.bind import bound
 from schemas.errors import Refused
 from schemas.mapping import Mapping as TableMapping
-from schemas.names import quote
+from schemas.names import EQ, quote
 from schemas.table import Column, Table
 
 TEMP = "pg_temp"
@@ -61,6 +62,7 @@ class Composition:
     forward: Mapping[str, TableMapping]
     old: Mapping[str, Table]
     new: Mapping[str, Table]
+    path: Path = ()  # the user's on old
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -75,11 +77,11 @@ class Composition:
         """One chunk's counts. Errors: those of the statement."""
         if not self.back.key:
             return self._unkeyed()
-        differing = [f"count(*) filter (where o and b and {self._differs(c)})" for c in self.compared]
-        filled = [f"count(o{i})" for i in range(len(self._names))]
+        differing = [f"pg_catalog.count(*) filter (where o and b and {self._differs(c)})" for c in self.compared]
+        filled = [f"pg_catalog.count(o{i})" for i in range(len(self._names))]
         query = (
-            "select count(*) filter (where o and meant), count(*) filter (where o and not meant),"
-            " count(*) filter (where o and meant and not b), count(*) filter (where not o),"
+            "select pg_catalog.count(*) filter (where o and meant), pg_catalog.count(*) filter (where o and not meant),"
+            " pg_catalog.count(*) filter (where o and meant and not b), pg_catalog.count(*) filter (where not o),"
             f" {', '.join([*differing, *filled])}\nfrom ({self._both(space, chunk)}) j"
         )
         counts = [int(v) for v in self._one(query)]
@@ -101,7 +103,11 @@ class Composition:
         where = conditions.get(which, "") if which not in self.compared else f"o and b and {self._differs(which)}"
         side, places = ("b", self.compared) if which == "extra" else ("o", self._names)
         values = [f"j.{side}{places.index(k)}" for k in self.table.key]
-        with translated(f"judging the way back to {self.table.name}"):
+        with (
+            translated(f"judging the way back to {self.table.name}"),
+            self.conn.transaction(),
+            user_path.within(self.conn, self.path),
+        ):
             rows: list[Any] = self.conn.execute(
                 f"select {', '.join(f'{v}::text' for v in values)} from ({self._both(space, chunk)}) j where {where}"
                 f" order by {', '.join(values)} limit {limit}".encode()
@@ -126,7 +132,7 @@ class Composition:
         mine = ", ".join(f"{quote(c)} as o{i}" for i, c in enumerate(names))
         back = ", ".join(f"{quote(c)} as b{i}" for i, c in enumerate(self.compared))
         scope = f"({self.back.scope}) is true" if self.back.scope is not None else "true"
-        on = " and ".join(f"x.o{names.index(k)} = y.b{self.compared.index(k)}" for k in self.table.key)
+        on = " and ".join(f"x.o{names.index(k)} {EQ} y.b{self.compared.index(k)}" for k in self.table.key)
         shown = [f"x.o{i}" for i in range(len(names))] + [f"y.b{i}" for i in range(len(self.compared))]
         return (
             f"select {', '.join(shown)}, coalesce(x.meant, true) as meant, x.o is true as o, y.b is true as b\n"
@@ -175,19 +181,25 @@ class Composition:
         """Rows without a key are told apart by all that they hold, and counted."""
         names = ", ".join(quote(c) for c in self.compared)
         image = f"row({names})::text"
+        more, fewer = (f"greatest({x} operator(pg_catalog.-) {y}, 0)" for x, y in ("ob", "bo"))
         query = (
-            "select coalesce(sum(o), 0), coalesce(sum(greatest(o - b, 0)), 0), coalesce(sum(greatest(b - o, 0)), 0)\n"
+            f"select coalesce(pg_catalog.sum(o), 0), coalesce(pg_catalog.sum({more}), 0),"
+            f" coalesce(pg_catalog.sum({fewer}), 0)\n"
             "from (select coalesce(x.n, 0) as o, coalesce(y.n, 0) as b\n"
-            f"from (select {image} as image, count(*) as n from {relation(self.table)} group by 1) x\n"
-            f"full join (select {image} as image, count(*) as n from (\n{self._returned('true')}\n) r group by 1) y"
-            " on x.image = y.image) j"
+            f"from (select {image} as image, pg_catalog.count(*) as n from {relation(self.table)} group by 1) x\n"
+            f"full join (select {image} as image, pg_catalog.count(*) as n"
+            f" from (\n{self._returned('true')}\n) r group by 1) y on x.image {EQ} y.image) j"
         )
         rows, missing, extra = (int(v) for v in self._one(query))
         none = dict.fromkeys(self.compared, 0)
         return Counts(rows=rows, outside=0, missing=missing, extra=extra, differing=none, filled=none)
 
     def _one(self, query: str) -> tuple[Any, ...]:
-        with translated(f"judging the way back to {self.table.name}"):
+        with (
+            translated(f"judging the way back to {self.table.name}"),
+            self.conn.transaction(),
+            user_path.within(self.conn, self.path),
+        ):
             row: Any = self.conn.execute(query.encode()).fetchone()
         return tuple(row)
 

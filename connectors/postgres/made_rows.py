@@ -17,8 +17,9 @@ from typing import Any
 import psycopg
 from psycopg import errors, sql
 
-from connectors.postgres import control, fence
+from connectors.postgres import control, fence, user_path
 from connectors.postgres.session import Connection, translated
+from connectors.postgres.user_path import Path
 from schemas.direction import Side
 from schemas.names import qualified, quote
 from schemas.table import Table
@@ -130,8 +131,8 @@ def obstacle(conn: Connection, table: Table, *, replica: bool) -> str | None:
     return None if row is None else str(row[0])
 
 
-def insert(conn: Connection, table: Table, row: Row) -> dict[str, str | None] | Refusal:
-    """The row as new would hold it, taken back at once; or why new does not take it."""
+def insert(conn: Connection, table: Table, row: Row, path: Path) -> dict[str, str | None] | Refusal:
+    """The row as new would hold it, taken back at once; or why new does not take it. `path`: the user's."""
     names = [c for c in row if not table.column(c).generated]
     values = sql.SQL(", ").join(
         sql.SQL("cast({} as {})").format(sql.Literal(row[c]), sql.SQL(table.column(c).type)) for c in names
@@ -145,6 +146,7 @@ def insert(conn: Connection, table: Table, row: Row) -> dict[str, str | None] | 
     )
     try:
         with conn.transaction(force_rollback=True):
+            user_path.enter(conn, path)
             found: Any = conn.execute(query).fetchone()
     except psycopg.Error as error:
         return refusal(error, table.name)

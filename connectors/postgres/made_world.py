@@ -14,11 +14,12 @@ from typing import Any
 
 from psycopg import sql
 
-from connectors.postgres import mirror
+from connectors.postgres import mirror, user_path
 from connectors.postgres.composed import TEMP
 from connectors.postgres.made_rows import Refusal, Row, Unmade, bounded, making
 from connectors.postgres.ranges import relation
 from connectors.postgres.session import Connection, translated
+from connectors.postgres.user_path import Path
 from schemas.bind import bound
 from schemas.mapping import Mapping as TableMapping
 from schemas.names import qualified, quote
@@ -48,6 +49,7 @@ class World:
     conn: Connection
     old: Mapping[str, Table]
     new: Mapping[str, Table]
+    path: Path = ()  # the user's on old
     _spelled: dict[str, str] = field(default_factory=dict)
     _filled: dict[str, str] = field(default_factory=dict)  # old table -> its `w`
     _room: dict[str, str] = field(default_factory=dict)  # old table -> its `r`
@@ -57,6 +59,7 @@ class World:
         """The transaction that everything of it dies with."""
         with translated("cannot take made rows back to old"), self.conn.transaction(force_rollback=True):
             bounded(self.conn)
+            user_path.enter(self.conn, self.path)
             yield
 
     # Old's rows.

@@ -12,7 +12,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from connectors.postgres import user_path
 from connectors.postgres.session import Connection
+from connectors.postgres.user_path import Path
 from schemas import functions
 from schemas.mapping import Mapping
 from schemas.names import quote
@@ -64,11 +66,12 @@ select n.nspname, c.relname, a.attname
 """
 
 
-def faults(conn: Connection, mapping: Mapping, trust: Collection[str]) -> Iterator[tuple[str, str]]:
+def faults(conn: Connection, mapping: Mapping, trust: Collection[str], path: Path = ()) -> Iterator[tuple[str, str]]:
     """(cause, remedy) of everything that makes a row depend on more than the old rows. Call it inside a transaction
-    in which temporary tables of the sources' names stand; the transaction is to be rolled back.
+    in which temporary tables of the sources' names stand; the transaction is to be rolled back. `path`: the user's.
     """
-    conn.execute(f"create temp view {quote(VIEW)} as\n{mapping.text}".encode())
+    with user_path.within(conn, ("pg_temp", *path)):
+        conn.execute(f"create temp view {quote(VIEW)} as\n{mapping.text}".encode())
     row: Any = conn.execute(
         "select c.oid::bigint, r.ev_action::text, pg_catalog.pg_my_temp_schema()::regnamespace::text from"
         " pg_catalog.pg_class c join pg_catalog.pg_rewrite r on r.ev_class = c.oid"

@@ -12,8 +12,10 @@ from typing import Any
 
 from psycopg import sql
 
+from connectors.postgres import user_path
 from connectors.postgres.session import Connection, translated
-from schemas.names import qualified, quote
+from connectors.postgres.user_path import Path
+from schemas.names import EQ, qualified, quote
 from schemas.table import Table
 
 STATEMENT_S = 30
@@ -50,11 +52,12 @@ def bindings(tables: Mapping[str, Table], names: Sequence[str]) -> dict[str, str
 
 
 @contextmanager
-def reading(conn: Connection, doing: str) -> Iterator[None]:
-    """A read-only transaction that ends itself after half a minute a statement."""
+def reading(conn: Connection, doing: str, path: Path = ()) -> Iterator[None]:
+    """A read-only transaction that ends itself after half a minute a statement. `path`: the user's."""
     with translated(doing), conn.transaction(force_rollback=True):
         conn.execute("set transaction isolation level repeatable read, read only")
         conn.execute(f"set local statement_timeout = '{STATEMENT_S}s'")
+        user_path.enter(conn, path)
         yield
 
 
@@ -85,7 +88,7 @@ def describe(conn: Connection, query: str) -> list[OutputColumn]:
 def where_key(query: str, table: Table, key: Sequence[str], values: Sequence[str]) -> str:
     """`query` restricted to the rows of `table` (its outputs) whose key columns have these values, given as text."""
     tests = " and ".join(
-        f"q.{quote(name)} = {_literal(value)}::{table.column(name).type}"
+        f"q.{quote(name)} {EQ} {_literal(value)}::{table.column(name).type}"
         for name, value in zip(key, values, strict=True)
     )
     return f"select q.* from (\n{query}\n) q where {tests}"
@@ -99,7 +102,7 @@ def where_in(query: str, columns: Sequence[str], types: Sequence[str], found: Ro
         "(" + ", ".join(f"{_literal(value)}::{type_}" for value, type_ in zip(row, types, strict=True)) + ")"
         for row in found.rows
     )
-    return f"select q.* from (\n{query}\n) q where ({', '.join(columns)}) in (values {listed})"
+    return f"select q.* from (\n{query}\n) q where ({', '.join(columns)}) {EQ} any (values {listed})"
 
 
 def _literal(value: str | None) -> str:

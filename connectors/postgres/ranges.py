@@ -17,7 +17,7 @@ from enum import StrEnum
 from psycopg import sql
 
 from connectors.postgres.session import Connection, translated
-from schemas.names import qualified, quote
+from schemas.names import EQ, qualified, quote
 from schemas.table import Identity, Table
 
 MAX_BUCKETS = 256  # each bucket is a scan of the whole table
@@ -116,12 +116,14 @@ class KeySpace:
             bucket, of = map(int, chunk.lower.split("/"))
             # the same on every server; & keeps it positive, where abs() of the least bigint would fail
             text = f"row({self._names()})::text"
-            return f'(hashtextextended({text} collate "C", 0) & 9223372036854775807) % {of} = {bucket}'
+            number = f'pg_catalog.hashtextextended({text} collate "C", 0::bigint)'
+            positive = f"({number} operator(pg_catalog.&) 9223372036854775807::bigint)"
+            return f"({positive} operator(pg_catalog.%) {of}::bigint) {EQ} {bucket}::bigint"
         parts = []
         if chunk.lower is not None:
-            parts.append(f"({self._names()}) >= ({self._values(conn, chunk.lower)})")
+            parts.append(f"({self._names()}) operator(pg_catalog.>=) ({self._values(conn, chunk.lower)})")
         if chunk.upper is not None:
-            parts.append(f"({self._names()}) < ({self._values(conn, chunk.upper)})")
+            parts.append(f"({self._names()}) operator(pg_catalog.<) ({self._values(conn, chunk.upper)})")
         return " and ".join(parts) or "true"
 
     def select(self, conn: Connection, chunk: Chunk, columns: Sequence[str]) -> str:
@@ -168,7 +170,7 @@ class KeySpace:
         )
         types = {n: self.table.column(n).type_full for n in names}
         # `values` makes text of the literals; the casts are to the column's type with its length, which they came from.
-        equal = " and ".join(f"t.{quote(n)} = k.c{i}::{types[n]}" for i, n in enumerate(names))
+        equal = " and ".join(f"t.{quote(n)} {EQ} k.c{i}::{types[n]}" for i, n in enumerate(names))
         aliases = ", ".join(f"c{i}" for i in range(len(names)))
         return (
             f"select {', '.join(f't.{quote(c)}' for c in columns)} from {relation(self.table)} t"

@@ -15,10 +15,12 @@ from typing import Any
 
 import psycopg
 
+from connectors.postgres import user_path
 from connectors.postgres.catalog import server
 from connectors.postgres.chunks import before_header
 from connectors.postgres.ranges import relation
 from connectors.postgres.session import Connection, cancel, connect, translated
+from connectors.postgres.user_path import Path
 from schemas.direction import Direction
 from schemas.errors import Halt, SlotLost
 from schemas.position import Lsn, parse_lsn
@@ -82,11 +84,13 @@ class Sight:
             )
 
     @contextmanager
-    def look(self, tables: Sequence[Table], *, timeout_s: float, temporary: bool = False) -> Iterator[None]:
+    def look(
+        self, tables: Sequence[Table], *, timeout_s: float, temporary: bool = False, path: Path = ()
+    ) -> Iterator[None]:
         """A transaction with one snapshot of `tables`, which are locked against rewrites first.
 
-        `temporary`: it may write temporary tables. Errors: Contended (the lock), Halt (a table is gone), Unavailable
-        (the statement took longer than `timeout_s`).
+        `temporary`: it may write temporary tables. `path`: the user's, for what runs a mapping's text.
+        Errors: Contended (the lock), Halt (a table is gone), Unavailable (the statement took longer than `timeout_s`).
         """
         mode = "repeatable read" if temporary else "repeatable read, read only"
         names = [relation(t) for t in tables]
@@ -102,6 +106,7 @@ class Sight:
                     f" set local lock_timeout = {LOCK_TIMEOUT_MS};"
                     f" set local statement_timeout = {max(1, int(timeout_s * 1000))}"
                     + "".join(f"; lock table {name} in access share mode" for name in names)
+                    + (f"; {user_path.local(path)}" if path else "")
                 )
                 yield
         finally:
@@ -110,15 +115,17 @@ class Sight:
     def position(self) -> Lsn:
         """At or past every commit that the look which is open shows: it has taken its snapshot, or takes it now."""
         with translated("cannot read the position of a look"):
-            self.rows.execute("select pg_current_snapshot()")
+            self.rows.execute("select pg_catalog.pg_current_snapshot()")
             if self.from_replica:
-                row = self.rows.execute("select pg_is_in_recovery(), pg_last_wal_replay_lsn()::text").fetchone()
+                row = self.rows.execute(
+                    "select pg_catalog.pg_is_in_recovery(), pg_catalog.pg_last_wal_replay_lsn()::text"
+                ).fetchone()
                 assert row is not None
                 if row[0] is not True or row[1] is None:
                     raise Halt("verify.read_from is no longer a replica", hint="set it to a replica, or to null")
                 return parse_lsn(str(row[1]))
             row = self.primary.execute(
-                "select pg_current_wal_insert_lsn()::text, current_setting('wal_block_size')::int"
+                "select pg_catalog.pg_current_wal_insert_lsn()::text, pg_catalog.current_setting('wal_block_size')::int"
             ).fetchone()
         assert row is not None
         return before_header(parse_lsn(str(row[0])), int(str(row[1])))

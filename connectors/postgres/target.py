@@ -6,9 +6,11 @@ Invariant 2: all of these are written in the transaction that writes the rows, o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from connectors.postgres import control
 from connectors.postgres.control import Checkpoint
@@ -50,12 +52,38 @@ class LoadState:
     barrier_lsn: Lsn
 
 
-class Target:
-    """The control rows of one direction, over a session whose transactions the caller holds."""
+P = ParamSpec("P")
+T = TypeVar("T")
 
-    def __init__(self, conn: Connection, migration: str, direction: Direction) -> None:
+
+def _own(method: Callable[Concatenate[Target, P], T]) -> Callable[Concatenate[Target, P], T]:
+    """For what is called amid statements that fire users' code: it runs apart from the path that they have."""
+
+    @wraps(method)
+    def apart(self: Target, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self.apart():
+            return method(self, *args, **kwargs)
+
+    return apart
+
+
+class Target:
+    """The control rows of one direction, over a session whose transactions the caller holds.
+
+    `apart` takes the user's `search_path` off, where the caller has put it on, for as long as it lasts.
+    """
+
+    def __init__(
+        self,
+        conn: Connection,
+        migration: str,
+        direction: Direction,
+        *,
+        apart: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self.conn = conn
         self._id = (migration, direction)
+        self.apart = apart
 
     def checkpoint(self) -> Checkpoint:
         """Halt when there is none: `prepare` writes the first, so a missing one was deleted."""
@@ -157,6 +185,7 @@ class Target:
             for r in rows
         }
 
+    @_own
     def woken(self, load: str, rows: int) -> None:
         self.conn.execute(
             "update slackwater.load set state = 'done', done_at = clock_timestamp(), rows = %s "
@@ -164,6 +193,7 @@ class Target:
             (rows, *self._id, load),
         )
 
+    @_own
     def ask_reread(
         self,
         load: str,
@@ -191,6 +221,7 @@ class Target:
             ),
         )
 
+    @_own
     def carried(self, load: str, keys: Sequence[Key], *, apart: bool = False) -> dict[str, Carried]:
         """What rows that took these keys brought along, and wait with to be read again, by canonical key.
 
@@ -205,6 +236,7 @@ class Target:
         ).fetchall()
         return {canonical(key): list(found) for key, found in rows}
 
+    @_own
     def drop_carried(self, load: str, keys: Sequence[Key] | None) -> None:
         """Rows that wait to be read again under these keys (None: any) are other rows from now on."""
         self.conn.execute(
@@ -213,6 +245,7 @@ class Target:
             (*self._id, load, *(2 * (None if keys is None else _documents(keys),))),
         )
 
+    @_own
     def carry(self, load: str, source: str, rows: Iterable[tuple[Key, Carried]]) -> None:
         """Keep what rows in quarantine carry: they have nothing else."""
         self.conn.execute(
@@ -222,6 +255,7 @@ class Target:
             (json.dumps([{"key": dict(k), "carried": c} for k, c in rows]), *self._id, load, source),
         )
 
+    @_own
     def rereads(self) -> set[tuple[str, str]]:
         """(load, canonical key) of everything that waits to be read again."""
         rows = self.conn.execute(
@@ -260,6 +294,7 @@ class Target:
             found.setdefault((load, Repair.of(repair)), []).append(key)
         return found
 
+    @_own
     def owners_read(self, load: str, asked: Sequence[Key], keys: Iterable[Key]) -> None:
         """Those are not asked for any more; of them, `keys` leave the quarantine, what stays there is open again."""
         self.conn.execute(
@@ -278,6 +313,7 @@ class Target:
             (*self._id, load, _documents(asked)),
         )
 
+    @_own
     def quarantine(self, load: str, source: str, key: Key, at: Position | None, sqlstate: str, error: str) -> None:
         """Set a row aside; a later change of a key that is there already is counted on it."""
         lsn = None if at is None else format_lsn(at.commit_lsn)
@@ -299,6 +335,7 @@ class Target:
         assert row is not None
         return int(row[0])
 
+    @_own
     def quarantine_size(self) -> int:
         """Counted one after another until the transaction ends: chunks that are loaded side by side share one limit."""
         self.conn.execute(

@@ -7,8 +7,9 @@ from typing import Any
 
 from psycopg import sql
 
-from connectors.postgres import survey
+from connectors.postgres import survey, user_path
 from connectors.postgres.session import Connection, translated
+from connectors.postgres.user_path import Path
 
 Relation = tuple[str, str]
 """(schema, name)."""
@@ -19,23 +20,26 @@ def may_be_replica(conn: Connection) -> bool:
     return survey.role(conn).replica
 
 
-def empty(conn: Connection, relations: Iterable[Relation], *, replica: bool) -> None:
+def empty(conn: Connection, relations: Iterable[Relation], *, replica: bool, path: Path) -> None:
     """Empty the tables, inside the caller's transaction.
 
     TRUNCATE where no foreign key of another table refers to them; else DELETE, with foreign keys unchecked where the
     role may (`replica`): the rows that refer to them stay, and what they refer to comes back with the backfill.
+    `path`: the user's, for triggers.
     """
     wanted = sorted(set(relations))
     referred = _referred(conn, wanted)
     whole = [relation for relation in wanted if relation not in referred]
     if whole:
-        conn.execute(sql.SQL("truncate {}").format(sql.SQL(", ").join(sql.Identifier(*r) for r in whole)))
+        with user_path.within(conn, path):
+            conn.execute(sql.SQL("truncate {}").format(sql.SQL(", ").join(sql.Identifier(*r) for r in whole)))
     if not referred:
         return
     if replica:
         conn.execute("set local session_replication_role = replica")
-    for relation in referred:
-        conn.execute(sql.SQL("delete from {}").format(sql.Identifier(*relation)))
+    with user_path.within(conn, path):
+        for relation in referred:
+            conn.execute(sql.SQL("delete from {}").format(sql.Identifier(*relation)))
     if replica:
         conn.execute("set local session_replication_role = origin")
 

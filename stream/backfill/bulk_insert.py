@@ -61,8 +61,9 @@ def _reach(engine: Engine, load: Load) -> Reach | None:
             f"with o as materialized (select o{m.owner.index(column)}::{type_} as k from (\n{feed}\n) x({aliases})),\n"
             "low as materialized (select k from o where k is not null order by k limit 1),\n"
             "high as materialized (select k from o where k is not null order by k desc limit 1)\n"
-            "select (select k from low)::text, (select k from high)::text, (select count(*) from (\n"
-            f"select from {load.into} t where t.{k} >= (select k from low) and t.{k} <= (select k from high)\n"
+            "select (select k from low)::text, (select k from high)::text, (select pg_catalog.count(*) from (\n"
+            f"select from {load.into} t where t.{k} operator(pg_catalog.>=) (select k from low)"
+            f" and t.{k} operator(pg_catalog.<=) (select k from high)\n"
             f"limit {FEW + 1}) r)"
         ).fetchone()
     if row is None or row[0] is None:
@@ -85,7 +86,11 @@ def _merge(engine: Engine, load: Load, reach: Reach) -> int:
     m = load.mapping
     source = m.sources[0]
     binding = {source: engine.stages[source].reading()}
-    near = f"t.{quote(reach.column)} between {_literal(reach.low)} and {_literal(reach.high)}"
+    column = f"t.{quote(reach.column)}"
+    near = (
+        f"{column} operator(pg_catalog.>=) {_literal(reach.low)}"
+        f" and {column} operator(pg_catalog.<=) {_literal(reach.high)}"
+    )
     written = 0
     engine.prepare(load)
     engine.run(load.transform(binding))

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from connectors.failpoint import failpoint
-from connectors.postgres import control, fence
+from connectors.postgres import control, fence, statistics, user_path
 from connectors.postgres.session import Connection, cancel, connect, translated
 from connectors.postgres.void import void
 from schemas.control import ECHO_PREFIX
@@ -68,10 +68,13 @@ class After:
     `statements` are empty where the direction does not write to new.
     """
 
-    def __init__(self, target_dsn: str, migration: str, schema: str, statements: Sequence[str]) -> None:
+    def __init__(
+        self, target_dsn: str, migration: str, schema: str, statements: Sequence[str], path: user_path.Path = ()
+    ) -> None:
         self._dsn = target_dsn
         self._migration = migration
         self._schema = schema
+        self._path = path if schema in path else (schema, *path)  # the statements name the schema's tables bare
         pairs = [(s, index_of(s, schema)) for s in statements]
         self._indexes = [(s, index) for s, index in pairs if index is not None]
         self._sessions: set[Connection] = set()
@@ -86,8 +89,8 @@ class After:
         with self._session() as conn:
             for index in self.indexes(table) if schema == self._schema else []:
                 self._build(conn, index)
-            with translated(f"gathering statistics of {schema}.{table}"):
-                conn.execute(f"analyze {qualified(schema, table)}")
+            with self._firing(conn):
+                statistics.gather(conn, schema, table)
 
     def all(self) -> None:
         """Once every load is done: every other statement that was not run yet."""
@@ -107,11 +110,19 @@ class After:
         with contextlib.closing(connect(self._dsn, application="slackwater backfill after")) as conn:
             self._sessions.add(conn)
             try:
-                with translated("opening a session on the target"):
-                    conn.execute("select set_config('search_path', %s, false)", (quote(self._schema),))
                 yield conn
             finally:
                 self._sessions.discard(conn)
+
+    @contextmanager
+    def _firing(self, conn: Connection) -> Iterator[None]:
+        """For a statement that cannot run in a transaction: an error ends the session, and its path with it."""
+        set_path = "select pg_catalog.set_config('search_path', %s, false)"
+        with translated("setting the search_path"):
+            conn.execute(set_path, (user_path.spelled(self._path),))
+        yield
+        with translated("setting the search_path"):
+            conn.execute(set_path, ("",))
 
     def _build(self, conn: Connection, index: Index) -> None:
         failpoint("backfill.before_index")
@@ -138,10 +149,11 @@ class After:
             ).fetchone()
             # PostgreSQL cannot build an index of a partitioned table concurrently.
             how = "" if partitioned == (True,) else "concurrently "
-            conn.execute(
-                f"create {'unique ' if index.unique else ''}index {how}{quote(index.name)}"
-                f" on {qualified(self._schema, index.table)} {index.rest}"
-            )
+            with self._firing(conn):
+                conn.execute(
+                    f"create {'unique ' if index.unique else ''}index {how}{quote(index.name)}"
+                    f" on {qualified(self._schema, index.table)} {index.rest}"
+                )
             append(conn, self._migration, actor=role_actor(conn, "backfill"), step=STEP, detail={"index": index.name})
         log.info("index %s is built", index.name)
 
@@ -164,7 +176,8 @@ class After:
                 (self._migration, STEP, digest),
             ).fetchone()
             if ran is None:
-                conn.execute(statement)
+                with user_path.within(conn, self._path):
+                    conn.execute(statement)
                 void(conn, self._migration, Direction.FORWARD, tables=None, cause="a statement of backfill.after ran")
                 actor = role_actor(conn, "backfill")
                 append(conn, self._migration, actor=actor, step=STEP, detail={"sha256": digest, "sql": statement})

@@ -81,7 +81,9 @@ class Backfill:
         self._most_bytes: int | None = None  # of a chunk, whatever the options say
         self._throttle: Throttle | None = None
         forward = plan.direction is Direction.FORWARD
-        self._after = After(target_dsn, plan.migration, plan.target_schema, options.after if forward else [])
+        self._after = After(
+            target_dsn, plan.migration, plan.target_schema, options.after if forward else [], plan.target_path
+        )
 
     def reconfigure(self, options: Options) -> None:
         """Rates, limits, window and chunk size from now on; workers, replica and statements need a restart."""

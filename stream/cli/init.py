@@ -12,6 +12,7 @@ from connectors.postgres import catalog, sequence_survey, session
 from schemas.errors import ConfigError
 from stream.cli import context
 from stream.planning import init as first
+from stream.preflight import users_code
 
 
 def init(
@@ -36,10 +37,14 @@ def init(
         taken = {old_schema} if catalog.same_database(source, target) else set()
         schema = new_schema or _guess([s for s in catalog.schemas(target) if s not in taken])
         targets = catalog.tables(target, schema)
+        paths = (
+            users_code.needed(source, old, sources.values(), old_schema),
+            users_code.needed(target, new, targets.values(), schema),
+        )
         sequences = (sequence_survey.known(source, old_schema), sequence_survey.known(target, schema))
     if not sources:
         raise ConfigError(f"schema {old_schema} of the old database holds no tables", hint="give --old-schema")
-    text = first.first_file(migration, old_schema, schema, sources, targets, sequences)
+    text = first.first_file(migration, old_schema, schema, sources, targets, sequences, paths)
     context.show({"migration": migration, "yaml": text}, text.rstrip())
 
 

@@ -42,6 +42,7 @@ class Chunk:
         e.current = load
         with (
             translated(f"staging a chunk of {load}"),
+            e.firing(),
             e.conn.cursor() as cursor,
             cursor.copy(f"copy {stage.new} ({names}) from stdin") as copy,
         ):
@@ -57,6 +58,7 @@ class Chunk:
         names = columns(named)
         with (
             translated(f"staging keys of {load}"),
+            e.firing(),
             e.conn.cursor() as cursor,
             cursor.copy(f"copy {stage.old} ({names}) from stdin") as copy,
         ):
@@ -83,7 +85,7 @@ class Chunk:
         e = self._engine
         x = e.loads[load]
         e.keep(x)
-        with translated(f"staging rows of {load}"):
+        with translated(f"staging rows of {load}"), e.firing():
             e.conn.execute(x.keep_documents(), (json.dumps([dict(document) for document in carried]),))
 
     def apply(self, load: str, *, carried: bool = False, owners: bool = False) -> int:

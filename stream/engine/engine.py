@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 from connectors.failpoint import failpoint
-from connectors.postgres import fence
+from connectors.postgres import fence, user_path
 from connectors.postgres.session import Connection, translated
 from connectors.postgres.target import CARRYING, Key, LoadState, Target, canonical
 from schemas.control import ECHO_PREFIX
@@ -47,10 +47,13 @@ class Engine:
     def __init__(self, conn: Connection, plan: Plan) -> None:
         self.conn = conn
         self.plan = plan
-        self.target = Target(conn, plan.migration, plan.direction)
+        self.target = Target(conn, plan.migration, plan.direction, apart=self.apart)
         self.current = ""
         self.careful = False  # wait for each statement, so that `current` is exact
         self._pipeline: Any = None
+        self._path = user_path.spelled(plan.target_path)
+        self._fires = False  # the user's path is in force
+        self._fired: dict[str, bool] = {}  # savepoint -> whether it was
         self._posted: list[Any] = []
         self.written = 0
         self.mirrors_only = False  # the target's own rows are not to be touched in this transaction
@@ -64,6 +67,7 @@ class Engine:
             conn.prepare_threshold = 1_000_000  # only what is asked to be prepared is
             conn.prepared_max = 2_000
             conn.execute(SESSION)
+        user_path.assert_safe(conn, plan.target_path, plan.target_schema)
         self.replica = self._become_replica()
         self.stages: dict[str, Stage] = build.stages(conn, plan)
         self.loads: dict[str, Load] = build.loads(conn, plan)
@@ -115,7 +119,7 @@ class Engine:
                 self.conn.execute("begin", prepare=True)
                 if not as_application:
                     self.conn.execute(
-                        "select pg_logical_emit_message(true, %s, %s)",
+                        "select pg_catalog.pg_logical_emit_message(true, %s, %s)",
                         (ECHO_PREFIX, f"{migration}.{direction}"),
                         prepare=True,
                     )
@@ -138,6 +142,7 @@ class Engine:
             self.owners.begin()
         self.repairs.begin()
         self.written = 0
+        self._fires = False
         self.mirrors_only = mirrors_only or (mirrors_only is None and row is not None and any(row))
         refused = writing and not self.mirrors_only and row is not None and bool(row[0]) is not as_application
         if row is None or refused:
@@ -152,6 +157,8 @@ class Engine:
 
     def commit(self) -> None:
         with translated("committing on the target"):
+            if not self.replica and self._path:  # constraints that were deferred are checked now
+                self.conn.execute(user_path.SET, (self._path,))
             self.conn.execute("commit")
         self._made.committed()
 
@@ -168,12 +175,14 @@ class Engine:
     def savepoint(self, name: str) -> None:
         self.conn.execute(f"savepoint {name}", prepare=True)
         self._made.mark(name)
+        self._fired[name] = self._fires
 
     def back_to(self, name: str) -> None:
         """Undo everything since the savepoint, which stays."""
         with translated("rolling back to a savepoint"):
             self.conn.execute(f"rollback to savepoint {name}", prepare=True)
         self._made.back_to(name)
+        self._fires = self._fired[name]
 
     def clear(self, tables: Collection[str]) -> None:
         """Empty the temporary tables between the parts of one transaction."""
@@ -185,6 +194,39 @@ class Engine:
                 names += [load.kept] if f"kept {load.name}" in self._made else []
         if names:
             self.run("truncate " + ", ".join(names))
+
+    # The path of the user's functions.
+
+    @contextmanager
+    def firing(self) -> Iterator[None]:
+        """Statements that fire users' code: theirs is the `search_path` meanwhile, and our own SQL is written for it.
+
+        After an error the transaction goes on, if at all, from a savepoint that was set before.
+        """
+        if self._fires or not self._path:
+            yield
+            return
+        self._under(self._path)
+        try:
+            yield
+        except BaseException:
+            self._fires = False
+            raise
+        self._under("")
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Statements amid those that have nothing to do with the user's code, and see PostgreSQL's own names alone."""
+        if not self._fires:
+            yield
+            return
+        self._under("")
+        yield
+        self._under(self._path)
+
+    def _under(self, path: str) -> None:
+        self.conn.execute(user_path.SET, (path,), prepare=True)
+        self._fires = bool(path)
 
     # An epoch.
 
@@ -222,7 +264,9 @@ class Engine:
                 bare = bare and not any(name in self.loads[x].mapping.sources for x in self.carrying)
                 if not bare:
                     self.stage_of(name)
-                staged[name] = stage.fill(self.conn, laid.get(name) or stage.lay(folded), direct=bare)
+                rows = laid.get(name) or stage.lay(folded)
+                with self.firing() if not bare else nullcontext():  # domains have checks
+                    staged[name] = stage.fill(self.conn, rows, direct=bare)
         return staged
 
     @contextmanager
@@ -261,7 +305,7 @@ class Engine:
                 self.prepare(x)
         joined = [x for x in touched if not x.mapping.row_local]
         row_local = [x for x in touched if x.mapping.row_local]
-        with self._pipelined():
+        with self._pipelined(), self.firing():
             hashing = self.plans.suit(sum(len(s.keys) for s in staged.values())) and bool(joined)
             with self.plans.hashing(on=hashing):
                 for load in joined:
@@ -419,7 +463,7 @@ class Engine:
     @contextmanager
     def writing(self, load: Load) -> Iterator[None]:
         self.current = load.name
-        with translated(f"writing {load.name}"):
+        with translated(f"writing {load.name}"), self.firing():
             yield
 
     def stage_of(self, source: str) -> Stage:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from connectors.postgres.target import Key, canonical
 from schemas.errors import RowRejected
-from schemas.names import quote
+from schemas.names import EQ, quote
 from stream.engine.mapping_sql import Load, columns, matches
 from stream.engine.staging import Staged
 
@@ -118,7 +118,7 @@ class Owners:
         feed = load.mapping.feeds.get(source)
         if not restricted or feed is None or feed.restrict is None:
             return sql
-        return f"{sql} where ({', '.join(feed.restrict)}) in (select * from {load.owners})"
+        return f"{sql} where ({', '.join(feed.restrict)}) {EQ} any (select * from {load.owners})"
 
     def before(self, load: Load, staged: Mapping[str, Staged]) -> None:
         """The owners fed by the mirrors' rows as they were before this batch, and by the old images."""
@@ -177,7 +177,7 @@ class Owners:
                 stage = e.stages[source]
                 keys = columns(stage.key)
                 mirror = e.loads["mirror:" + source].into
-                now = f"select m.* from {mirror} m where ({keys}) in (select {keys} from {stage.new})"
+                now = f"select m.* from {mirror} m where ({keys}) {EQ} any (select {keys} from {stage.new})"
                 e.post(load.collect_owners(source, self.bindings(load, restricted=False) | {source: now}), prepare=True)
 
     def wake(self, name: str) -> int:
@@ -201,7 +201,7 @@ class Owners:
             return
         e = self._engine
         sql = (
-            f"delete from {load.owners} o using jsonb_populate_recordset(null::{load.owners}, %s::jsonb) k "
+            f"delete from {load.owners} o using pg_catalog.jsonb_populate_recordset(null::{load.owners}, %s::jsonb) k "
             f"where {matches(load.mapping.owner, 'o', 'k')} returning {_document(load)}"
         )
         found = {canonical(k): k for (k,) in e.conn.execute(_escaped(sql), (_json(apart),)).fetchall()}
@@ -222,8 +222,8 @@ class Owners:
             return
         if load.name in self._renamed:
             sql = (
-                f"select {_document(load)}, jsonb_agg(to_jsonb(k)) from {load.kept} k "
-                f"join jsonb_populate_recordset(null::{load.owners}, %s::jsonb) o "
+                f"select {_document(load)}, pg_catalog.jsonb_agg(pg_catalog.to_jsonb(k)) from {load.kept} k "
+                f"join pg_catalog.jsonb_populate_recordset(null::{load.owners}, %s::jsonb) o "
                 f"on {matches(load.mapping.owner, 'k', 'o')} group by 1"
             )
             named = e.conn.execute(_escaped(sql), (_json([key for key, _ in found]),)).fetchall()
@@ -266,7 +266,7 @@ class Owners:
         e.conn.execute(
             _escaped(
                 f"insert into {load.owners} select {columns(load.mapping.owner)} "
-                f"from jsonb_populate_recordset(null::{load.owners}, %s::jsonb)"
+                f"from pg_catalog.jsonb_populate_recordset(null::{load.owners}, %s::jsonb)"
             ),
             (_json(owners),),
         )
@@ -275,7 +275,7 @@ class Owners:
 def _document(load: Load) -> str:
     """An owner as quarantine spells it: each column's text."""
     pairs = ", ".join(f"'{n.replace(chr(39), chr(39) * 2)}', o.{quote(n)}::text" for n in load.mapping.owner)
-    return f"jsonb_build_object({pairs})"
+    return f"pg_catalog.jsonb_build_object({pairs})"
 
 
 def _json(owners: Sequence[Key]) -> str:

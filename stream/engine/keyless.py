@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from schemas.change import Change, Image, Op
 from schemas.errors import Halt
+from schemas.names import EQ
 from schemas.snapshot import Snapshot
 from stream.engine.mapping_sql import Load, columns
 
@@ -103,12 +104,14 @@ class Keyless:
         """As many target rows of each image as `rows` holds, whichever they are."""
         image = f"row({columns(load.mapping.columns)})::text"
         return (
-            f"with gone as materialized (select {image} as image, count(*) as n from {load.rows} group by 1),\n"
+            f"with gone as materialized (select {image} as image, pg_catalog.count(*) as n\n"
+            f"from {load.rows} group by 1),\n"
             f"found as (select tableoid as t, ctid as c, {image} as image, "
-            f"row_number() over (partition by {image}) as i from {load.into}\n"
-            f"where {image} in (select image from gone))\n"
+            f"pg_catalog.row_number() over (partition by {image}) as i from {load.into}\n"
+            f"where {image} {EQ} any (select image from gone))\n"
             f"delete from {load.into} x using found f, gone g "
-            f"where x.tableoid = f.t and x.ctid = f.c and f.image = g.image and f.i <= g.n"
+            f"where x.tableoid {EQ} f.t and x.ctid {EQ} f.c and f.image {EQ} g.image "
+            "and f.i operator(pg_catalog.<=) g.n"
         )
 
 

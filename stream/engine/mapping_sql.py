@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from schemas.bind import bound
 from schemas.mapping import Mapping
-from schemas.names import qualified, quote
+from schemas.names import EQ, qualified, quote
 from schemas.table import Table
 
 # Key types whose equal values are the same value. Of any other (numeric, interval, citext, text under some collation) a
@@ -34,8 +34,8 @@ def columns(names: Sequence[str], alias: str = "") -> str:
 
 
 def matches(names: Sequence[str], left: str, right: str) -> str:
-    """`l."k1" = r."k1" and ...`."""
-    return " and ".join(f"{left}.{quote(n)} = {right}.{quote(n)}" for n in names)
+    """`l."k1" = r."k1" and ...`, by PostgreSQL's own operators."""
+    return " and ".join(f"{left}.{quote(n)} {EQ} {right}.{quote(n)}" for n in names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,8 @@ class Load:
     def transform(self, bindings: dict[str, str], *, where_owner: bool = False) -> str:
         """Fill `rows` from the SELECT over `bindings`."""
         own = (
-            f"\nwhere ({columns(self.mapping.owner, 'q')}) in (select {columns(self.mapping.owner)} from {self.owners})"
+            f"\nwhere ({columns(self.mapping.owner, 'q')}) {EQ} any "
+            f"(select {columns(self.mapping.owner)} from {self.owners})"
             if where_owner
             else ""
         )
@@ -152,20 +153,20 @@ class Load:
         if not self.fans_out:
             return (
                 f"delete from {self.into} t using (select distinct {columns(m.owner, 'w')} from {self.owners} w\n"
-                f"where ({columns(m.owner, 'w')}) not in {kept}) o\nwhere {matches(m.owner, 't', 'o')}"
+                f"where not (({columns(m.owner, 'w')}) {EQ} any {kept})) o\nwhere {matches(m.owner, 't', 'o')}"
             )
         return (
             f"delete from {self.into} t using (\n"
             f"select {columns(m.key, 'x')} from {self.into} x, (select distinct {columns(m.owner)} from {self.owners})"
             f" o\nwhere {matches(m.owner, 'x', 'o')} offset 0) s\n"
-            f"where ({columns(m.key, 's')}) not in {kept} and {matches(m.key, 't', 's')}"
+            f"where not (({columns(m.key, 's')}) {EQ} any {kept}) and {matches(m.key, 't', 's')}"
         )
 
     def delete_left(self, source: str, images: str) -> str:
         """Delete the target rows of the owners that `images` feed, whatever `rows` holds."""
         m = self.mapping
         aliases = ", ".join(f"o{i}" for i in range(len(m.owner)))
-        typed = " and ".join(f"t.{quote(n)} = o.o{i}::{self.table.column(n).type}" for i, n in enumerate(m.owner))
+        typed = " and ".join(f"t.{quote(n)} {EQ} o.o{i}::{self.table.column(n).type}" for i, n in enumerate(m.owner))
         owners = bound(m.feeds[source].query, {source: images})
         return f"delete from {self.into} t using (\n{owners}\n) o({aliases}) where {typed}"
 
@@ -260,8 +261,8 @@ class Load:
         place |= {c: f"t.{quote(c)}" for c in self.unmapped}
         pairs = ", ".join(f"'{n.replace(chr(39), chr(39) * 2)}', {value}::text" for n, value in place.items())
         return (
-            f"select jsonb_build_object({pairs}) from {self.into} t, {self.owners} o, (\n{bound(feed.query, new)}\n"
-            f") n({aliases}) where {matches(m.owner, 't', 'o')}"
+            f"select pg_catalog.jsonb_build_object({pairs}) from {self.into} t, {self.owners} o, (\n"
+            f"{bound(feed.query, new)}\n) n({aliases}) where {matches(m.owner, 't', 'o')}"
         )
 
     def keep_owners(self) -> str:
@@ -284,19 +285,20 @@ class Load:
         """The owners of `keep_owners`, and the rows `t` that they had."""
         numbered = list(enumerate(self.mapping.owner))
         values = ", ".join(
-            f"(v->'{when}'->>{i})::{self.table.column(n).type} as {when}_{i}"
+            f"(v operator(pg_catalog.->) '{when}' operator(pg_catalog.->>) {i})::{self.table.column(n).type} "
+            f"as {when}_{i}"
             for when in ("was", "now")
             for i, n in numbered
         )
-        same = " and ".join(f"t.{quote(n)} = x.was_{i}" for i, n in numbered)
-        return f"(select {values} from jsonb_array_elements($slackwater::jsonb) v(v)) x where {same}"
+        same = " and ".join(f"t.{quote(n)} {EQ} x.was_{i}" for i, n in numbered)
+        return f"(select {values} from pg_catalog.jsonb_array_elements($slackwater::jsonb) v(v)) x where {same}"
 
     def keep_documents(self) -> str:
         """Set aside what such documents say: the statement's one parameter, a JSON array of them."""
         names = columns([*self.mapping.key, *self.unmapped])
         return _taking(
             f"insert into {self.kept} ({names}) select {names} "
-            f"from jsonb_populate_recordset(null::{self.kept}, $slackwater::jsonb)"
+            f"from pg_catalog.jsonb_populate_recordset(null::{self.kept}, $slackwater::jsonb)"
         )
 
     def done_moved(self) -> str:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from connectors.postgres.session import Connection, translated
+from schemas.names import EQ
 
 MANY_ROWS = 2_000
 
@@ -27,7 +28,10 @@ SESSION = (
 
 
 # Whether the planner takes one of these tables (by oid) for empty although it has pages.
-MISLED = "select exists (select from pg_catalog.pg_class where oid = any(%s::oid[]) and reltuples = 0 and relpages > 0)"
+MISLED = (
+    f"select exists (select from pg_catalog.pg_class where oid {EQ} any(%s::oid[])"
+    f" and reltuples {EQ} 0 and relpages operator(pg_catalog.>) 0)"
+)
 _TREES = """
 select coalesce(array_agg(coalesce(p.relid::oid, r.oid)), '{}')
   from (select pg_catalog.to_regclass(n)::oid as oid from unnest(%s::text[]) n) r

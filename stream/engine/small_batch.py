@@ -54,8 +54,8 @@ def source(names: tuple[str, ...], types: tuple[str, ...]) -> str:
     """The SQL that stands for a source over the arrays given."""
     aliases = ", ".join(f"c{i}" for i in range(len(names)))
     values = ", ".join(f"u.c{i}::{t} as {quote(n)}" for i, (n, t) in enumerate(zip(names, types, strict=True)))
-    arrays = ", ".join(["$slackwater::text[]"] * len(names))
-    return f"select {values} from unnest({arrays}) as u({aliases})"
+    arrays = ", ".join(["pg_catalog.unnest($slackwater::text[])"] * len(names))
+    return f"select {values} from rows from ({arrays}) as u({aliases})"
 
 
 def write(load: Load, images: str) -> str:

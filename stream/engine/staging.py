@@ -15,7 +15,7 @@ from connectors.failpoint import failpoint
 from connectors.postgres.session import Connection
 from connectors.postgres.target import key_text
 from schemas.change import Image
-from schemas.names import quote
+from schemas.names import EQ, quote
 from schemas.table import Table
 from stream.engine.fold import Folded, Key
 from stream.engine.mapping_sql import PART, N, columns
@@ -119,11 +119,11 @@ class Stage:
     def _where(self, parts: tuple[int, ...] | None, rows: Sequence[int] | None, skip: Sequence[int]) -> str:
         tests = []
         if parts is not None:
-            tests.append(" or ".join(f"{PART} = {part}" for part in parts).join("()"))
+            tests.append(" or ".join(f"{PART} {EQ} {part}" for part in parts).join("()"))
         if rows is not None:
-            tests.append(f"{N} = any('{{{','.join(map(str, rows))}}}'::integer[])")
+            tests.append(f"{N} {EQ} any('{{{','.join(map(str, rows))}}}'::integer[])")
         if skip:
-            tests.append(f"{N} <> all('{{{','.join(map(str, skip))}}}'::integer[])")
+            tests.append(f"{N} operator(pg_catalog.<>) all('{{{','.join(map(str, skip))}}}'::integer[])")
         return " where " + " and ".join(tests) if tests else ""
 
     def fill(self, conn: Connection, laid: Laid, *, direct: bool = False) -> Staged:

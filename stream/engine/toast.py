@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from connectors.postgres.target import Carried, Key, canonical
 from schemas.errors import RowRejected
-from schemas.names import quote
+from schemas.names import EQ, quote
 from schemas.position import Lsn
 from stream.engine.mapping_sql import PART, Load, matches
 from stream.engine.staging import Part, Staged
@@ -221,10 +221,10 @@ class Partial:
         plain = {o.name: o.plain[1] for o in load.mapping.outputs if o.plain is not None}
         if all(n in plain for n in load.mapping.owner):
             types = {n: load.table.column(n).type for n in load.mapping.owner}
-            on = " and ".join(f"r.{quote(n)} = s.{quote(plain[n])}::{types[n]}" for n in load.mapping.owner)
+            on = " and ".join(f"r.{quote(n)} {EQ} s.{quote(plain[n])}::{types[n]}" for n in load.mapping.owner)
             found = e.conn.execute(
                 f"select distinct s.slackwater_n from {stage.new} s join {load.rows} r on {on} "
-                f"where s.{PART} = {part.number} and not exists "
+                f"where s.{PART} {EQ} {part.number} and not exists "
                 f"(select from {load.into} t where {matches(load.mapping.key, 't', 'r')})"
             ).fetchall()
             return sorted(n for (n,) in found if n in set(rows))

@@ -27,6 +27,7 @@ from stream.lifecycle.build import Work
 from stream.lifecycle.canary_proof import Proof
 from stream.lifecycle.difference import Wanted, wanted_loads
 from stream.migration.journal import Actor, append
+from stream.migration.paths import in_force
 from stream.migration.phase_store import advance, phase
 from stream.migration.phases import Phase
 from stream.migration.prepared import Flow, Prepared, keep_strides, plan_for, plan_of
@@ -128,9 +129,10 @@ def _build(work: Work, prepared: Prepared) -> tuple[str, ...]:
         build.set_identities(work, REVERSE)
     sources, targets = work.tables(REVERSE)
     resolution = resolve(spec, REVERSE, sources, targets)
-    outputs = bindings.outputs(spec, work.new, work.old, sources, targets, resolution, REVERSE)
+    paths = in_force(spec, prepared.paths)
+    outputs = bindings.outputs(spec, work.new, work.old, sources, targets, resolution, REVERSE, paths=paths)
     topics = direction.streamed_topics(spec, REVERSE, resolution.streamed, None, sources)
-    plan = plan_of(spec, REVERSE, resolution, sources, targets, topics, outputs)
+    plan = plan_of(spec, REVERSE, resolution, sources, targets, topics, outputs, paths)
     build.make_types(work, plan)
     table = catalog.tables(work.new, SCHEMA)[CANARY_TABLE]
     flow = direction.stand(work, plan, outputs, None, canary=replace(table, rows_estimate=0, bytes_estimate=0))

@@ -28,6 +28,7 @@ from stream.lifecycle.build import Work
 from stream.lifecycle.difference import Difference, difference, wanted_loads
 from stream.lifecycle.reset import reload
 from stream.migration.journal import Actor, append
+from stream.migration.paths import Paths, found, in_force
 from stream.migration.phases import Phase
 from stream.migration.prepared import Flow, Prepared, plan_of
 from stream.migration.silent_changes import Standing, settle, standing, watched
@@ -81,7 +82,9 @@ def _prepare(work: Work, confirm: Callable[[str], None]) -> Outcome:
     before = None if row is None else Prepared.from_json(row.prepared)
     if row is not None:
         _may_change(work, row.phase, before)
-    findings = preflight.examine(spec, work.old, work.new, work.topics, before, set_identity=work.set_identity)
+    findings = preflight.examine(
+        spec, work.old, work.new, work.topics, before, set_identity=work.set_identity, writing=True
+    )
     if findings.problems:
         raise Refused(
             "this migration cannot be prepared as things stand",
@@ -96,14 +99,16 @@ def _prepare(work: Work, confirm: Callable[[str], None]) -> Outcome:
     sources = catalog.tables(work.old, spec.old.schema_)
     targets = catalog.tables(work.new, spec.new.schema_)
     resolution = resolve(spec, FORWARD, sources, targets)
-    outputs = bindings.outputs(spec, work.old, work.new, sources, targets, resolution)
+    kept = before.paths if before is not None else found(spec, work.old, work.new)
+    paths = in_force(spec, kept)
+    outputs = bindings.outputs(spec, work.old, work.new, sources, targets, resolution, paths=paths)
     topics = direction.streamed_topics(spec, FORWARD, resolution.streamed, before.forward if before else None, sources)
-    plan = plan_of(spec, FORWARD, resolution, sources, targets, topics, outputs)
+    plan = plan_of(spec, FORWARD, resolution, sources, targets, topics, outputs, paths)
     stand = {side: standing(work.side(side), watched(plan, side)) for side in Side}
     diff = _difference(work, before, plan, resolution, stand)
-    if before is not None and (diff or _shape(before) != _shape(_document(work, plan, before, before.forward))):
+    if before is not None and (diff or _shape(before) != _shape(_document(work, plan, before, before.forward, kept))):
         _announce(work, diff, confirm)
-    prepared = _stand(work, plan, outputs, before)
+    prepared = _document(work, plan, before, _stand(work, plan, outputs, before), kept)
     if before is None:
         _begin(work, plan, prepared, stand)
         result = "prepared"
@@ -185,15 +190,14 @@ def _announce(work: Work, diff: Difference, confirm: Callable[[str], None]) -> N
         confirm(f"Empty {', '.join(emptied)} on new, and backfill anew?")
 
 
-def _stand(work: Work, plan: Plan, outputs: dict[str, dict[str, str]], before: Prepared | None) -> Prepared:
+def _stand(work: Work, plan: Plan, outputs: dict[str, dict[str, str]], before: Prepared | None) -> Flow:
     """Everything outside the last transaction: types, mirrors, fences, topics, publication, slot."""
     build.make_types(work, plan)
     build.make_fences(work)
-    flow = direction.stand(work, plan, outputs, None if before is None else before.forward)
-    return _document(work, plan, before, flow)
+    return direction.stand(work, plan, outputs, None if before is None else before.forward)
 
 
-def _document(work: Work, plan: Plan, before: Prepared | None, flow: Flow) -> Prepared:
+def _document(work: Work, plan: Plan, before: Prepared | None, flow: Flow, paths: Paths) -> Prepared:
     """Both sides as they are now, around `flow`."""
     spec = work.spec
     return Prepared(
@@ -208,6 +212,7 @@ def _document(work: Work, plan: Plan, before: Prepared | None, flow: Flow) -> Pr
         schemas_topic=None if spec.kafka.registry.url else schemas_topic(spec.kafka.topic_prefix, spec.migration),
         ddl_fingerprint=ddl.applied(work.new, spec),
         identity_full=identity.restores(work.new, spec.migration, Side.OLD),
+        paths=paths,
     )
 
 

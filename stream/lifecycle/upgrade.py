@@ -27,6 +27,7 @@ from stream.lifecycle import build
 from stream.lifecycle.difference import wanted_loads
 from stream.migration import prepared_steps
 from stream.migration.journal import Actor, append
+from stream.migration.paths import in_force
 from stream.migration.prepared import Flow, Prepared, plan_of
 from stream.migration.prepared_steps import Document
 from stream.preflight import bindings
@@ -242,9 +243,10 @@ def _flow(spec: Spec, document: Prepared, direction: Direction, conns: Mapping[S
     resolution = resolve(spec, direction, sources, targets)
     source, target = conns[direction.source], conns[direction.target]
     outputs: dict[str, dict[str, str]] = {}
+    paths = in_force(spec, document.paths)
     if not resolution.problems:
-        outputs = bindings.outputs(spec, source, target, sources, targets, resolution, direction)
-    plan = plan_of(spec, direction, resolution, sources, targets, flow.topics, outputs)
+        outputs = bindings.outputs(spec, source, target, sources, targets, resolution, direction, paths=paths)
+    plan = plan_of(spec, direction, resolution, sources, targets, flow.topics, outputs, paths)
     wanted = {name: load.fingerprint for name, load in wanted_loads(plan).items()}
     before = {*flow.mappings, *(f"mirror:{name}" for name in flow.mirrors)}
     if wanted.keys() != before:

@@ -2,6 +2,7 @@
 
 prepared       what `prepare` and `arm` fixed, as one document on new: roles work from it, not from today's catalog
 prepared_steps what each version of that document brought, for `upgrade`; how to add a step is told there
+paths          which `search_path` users' code has on each side: the file's, or what `prepare` found
 phases         the one table of what may follow what (pure)
 phase_store    the phase, read and moved on new, each move with its journal entry
 journal        who did what, when: a chain of hashes on new

@@ -23,6 +23,7 @@ from schemas.sequence_links import named
 from schemas.spec import Spec
 from schemas.table import Column, Identity, Reference, Table
 from stream.migration import prepared_steps
+from stream.migration.paths import NONE, Paths, found, in_force
 from stream.migration.prepared_steps import VERSION
 
 
@@ -70,6 +71,7 @@ class Prepared:
     identity_full: dict[str, list[str]] = field(
         default_factory=dict
     )  # old table -> what cancel runs to restore its identity
+    paths: Paths = NONE  # where the file says nothing
     version: int = VERSION
 
     def flow(self, direction: Direction) -> Flow:
@@ -107,6 +109,7 @@ class Prepared:
             schemas_topic=doc["schemas_topic"],
             ddl_fingerprint=doc["ddl_fingerprint"],
             identity_full=doc["identity_full"],
+            paths=Paths(**{side: tuple(path) for side, path in doc["paths"].items()}),
         )
 
 
@@ -114,6 +117,12 @@ def load(conn: Connection, migration: str) -> Prepared | None:
     """What was prepared, read from new's `slackwater.migration`; None before `prepare`."""
     row = control.migration(conn, migration)
     return None if row is None else Prepared.from_json(row.prepared)
+
+
+def paths_now(spec: Spec, old: Connection, new: Connection) -> Paths:
+    """The paths that a verb goes by, whether or not the migration is prepared."""
+    prepared = load(new, spec.migration)
+    return in_force(spec, prepared.paths if prepared is not None else found(spec, old, new))
 
 
 def plan_for(spec: Spec, prepared: Prepared, direction: Direction) -> Plan:
@@ -137,7 +146,8 @@ def plan_for(spec: Spec, prepared: Prepared, direction: Direction) -> Plan:
             ),
             hint="`slackwater plan` says why; write it in the file and prepare again, or run the version that prepared",
         )
-    plan = plan_of(spec, direction, resolution, sources, targets, flow.topics, flow.outputs)
+    paths = in_force(spec, prepared.paths)
+    plan = plan_of(spec, direction, resolution, sources, targets, flow.topics, flow.outputs, paths)
     return replace(plan, canary=flow.canary, canary_topic=flow.canary_topic)
 
 
@@ -149,6 +159,7 @@ def plan_of(
     targets: Map[str, Table],
     topics: Map[str, str],
     outputs: Map[str, Map[str, str]],
+    paths: Paths,
 ) -> Plan:
     """A resolution as a plan; `topics` holds every streamed table, read or not; `outputs` as in Flow.
 
@@ -160,6 +171,7 @@ def plan_of(
             reasons=tuple(str(problem) for problem in resolution.problems),
             hint="slackwater check",
         )
+    source_path, target_path = paths.along(direction)
     return Plan(
         migration=spec.migration,
         direction=direction,
@@ -170,6 +182,8 @@ def plan_of(
         mappings=tuple(finish(m, outputs[m.target], targets[m.target]) for m in resolution.mappings),
         mirrors=resolution.mirrors,
         topics=dict(topics),
+        source_path=source_path,
+        target_path=target_path,
     )
 
 

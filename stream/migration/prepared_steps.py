@@ -27,6 +27,11 @@ def _as_it_is(doc: Document) -> Document:
     return doc
 
 
+def _no_paths(doc: Document) -> Document:
+    """What mappings and indexes mean stays as it was."""
+    return {**doc, "paths": {"old": [], "new": []}}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """From version `number` - 1 to `number`. `brings` is a sentence for the operator, without a full stop."""
@@ -40,6 +45,11 @@ FIRST = 1
 STEPS: tuple[Step, ...] = (
     Step(number=2, brings="what was prepared says which slackwater may go on with it"),
     Step(number=3, brings="tables know their foreign keys, which say where a derived way back begins"),
+    Step(
+        number=4,
+        brings="the search_path of users' functions can be given; it stays empty until the file says otherwise",
+        change=_no_paths,
+    ),
 )
 VERSION = STEPS[-1].number
 

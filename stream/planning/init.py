@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from schemas.sequence_links import Known
@@ -95,8 +95,12 @@ def first_file(
     old: Mapping[str, Table],
     new: Mapping[str, Table],
     sequences: tuple[Iterable[Known], Iterable[Known]] = ((), ()),
+    paths: tuple[Sequence[str], Sequence[str]] = ((), ()),
 ) -> str:
-    """The YAML text. It loads as it stands; what is undecided stands in comments, and `check` asks for it."""
+    """The YAML text. It loads as it stands; what is undecided stands in comments, and `check` asks for it.
+
+    `paths`: the `search_path` of each side, where its functions need more than its own schema.
+    """
     matches = matched(old, new)
     copied = [m for m in matches if m.whole]
     mapped = [m for m in matches if not m.whole]
@@ -106,8 +110,8 @@ def first_file(
         "# A first migration file, written by `slackwater init`: tables and columns were matched by name.",
         "# Read it through, then: slackwater -c this-file check",
         f"migration: {migration}",
-        f'old: {{dsn: "${{OLD_DSN}}", schema: {_scalar(old_schema)}}}',
-        f'new: {{dsn: "${{NEW_DSN}}", schema: {_scalar(new_schema)}}}',
+        f'old: {{dsn: "${{OLD_DSN}}", schema: {_scalar(old_schema)}{_path(paths[0])}}}',
+        f'new: {{dsn: "${{NEW_DSN}}", schema: {_scalar(new_schema)}{_path(paths[1])}}}',
         'kafka: {bootstrap: "${KAFKA_BOOTSTRAP}"}',
         "",
         "# The same on both sides.",
@@ -125,6 +129,10 @@ def first_file(
         lines += _stub(table)
     lines += _sequences(old_schema, new_schema, *sequences)
     return "\n".join(lines) + "\n"
+
+
+def _path(schemas: Sequence[str]) -> str:
+    return f", search_path: {_flow(schemas)}" if schemas else ""
 
 
 def _entry(match: Match) -> list[str]:

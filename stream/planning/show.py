@@ -62,7 +62,7 @@ def _from_old(plan: Plan, old: Connection, new: Connection, table: Table, key: s
         query = peek.where_key(query, table, table.key, key_values(key, table.key, table.name))
     elif table.key:
         query += " order by " + ", ".join(map(quote, table.key))
-    with peek.reading(old, f"cannot read {table.schema}.{table.name}"):
+    with peek.reading(old, f"cannot read {table.schema}.{table.name}", plan.source_path):
         picked = peek.rows(old, query, limit)
         parts = [Part(what="old", table=table.name, rows=picked, note="" if picked.rows else "no such row")]
         computed = [(m, *becomes(plan, old, m, table, query, limit)) for m in plan.reading(table.name)]
@@ -107,7 +107,7 @@ def _from_new(
     """The rows that the mapping makes, the old rows that feed them, and what new holds under the same keys."""
     target = plan.targets[mapping.target]
     whole = bound(mapping.text, peek.bindings(plan.sources, mapping.sources))
-    with peek.reading(old, f"cannot run the mapping of {mapping.target}"):
+    with peek.reading(old, f"cannot run the mapping of {mapping.target}", plan.source_path):
         query = whole
         if key is not None:
             types = {column.name: column.type for column in peek.describe(old, whole)}

@@ -8,6 +8,7 @@ ddl              `new.ddl`, tried in a transaction that is rolled back
 identity         which source tables need REPLICA IDENTITY FULL
 tables           the tables of each side
 bindings         every mapping's text, held up to both servers in each place it will run
+users_code       functions of users that rows fire: evaluated, and one row of each table tried by `prepare` and `arm`
 sequences        which sequence goes on from which after a turn, and whether it can
 reverse_checks   the way back, before it is needed: what `arm` would refuse and what would be lost
 arm_checks       the same once it is due: what `arm` does refuse
@@ -26,9 +27,21 @@ from schemas.plan import Plan
 from schemas.resolve import resolve
 from schemas.spec import Spec
 from schemas.table import Table
-from stream.migration.prepared import Prepared, plan_of
+from stream.migration import paths
+from stream.migration.prepared import Prepared, paths_now, plan_of
 from stream.migration.topics import FlowTopics
-from stream.preflight import bindings, ddl, identity, kafka, name_conflicts, reverse_checks, sequences, server, tables
+from stream.preflight import (
+    bindings,
+    ddl,
+    identity,
+    kafka,
+    name_conflicts,
+    reverse_checks,
+    sequences,
+    server,
+    tables,
+    users_code,
+)
 from stream.preflight.finding import Finding, Findings, Severity, counted, listed
 
 __all__ = ["Finding", "Findings", "Severity", "check", "counted", "examine", "listed", "planned"]
@@ -65,10 +78,12 @@ def examine(
     before: Prepared | None,
     *,
     set_identity: bool = False,
+    writing: bool = False,
 ) -> Findings:
     """Both servers, their tables, the mappings and Kafka. `before`: what was prepared already.
 
-    `set_identity`: take replica identities as `prepare --set-replica-identity` will have made them.
+    `set_identity`: take replica identities as `prepare --set-replica-identity` will have made them. `writing`: one row
+    of each table of new is tried, and undone.
     """
     found = Findings(spec.command)
     server.examine(old, Side.OLD, found)
@@ -100,6 +115,9 @@ def examine(
         full = identity.needing_full(spec, Direction.FORWARD, sources, targets) if set_identity else []
         assumed = {name: identity.as_full(table) if name in full else table for name, table in sources.items()}
         resolution = resolve(spec, Direction.FORWARD, assumed, targets)
+        ways = paths.in_force(spec, before.paths if before is not None else paths.found(spec, old, new))
+        for side, conn in ((Side.OLD, old), (Side.NEW, new)):
+            users_code.path(conn, spec, side, ways.of(side), found)
         for problem in resolution.problems:
             found.problem("mapping", problem.cause, problem.remedy, problem.where)
         streamed = {name: sources[name] for name in resolution.streamed if name in sources}
@@ -108,13 +126,27 @@ def examine(
         loaded = control.loads(new, spec.migration, Direction.FORWARD)
         tables.target(new, Side.NEW, written, targets, written.keys() - loaded.keys(), spec.migration, found)
         _types(old, new, streamed, found)
-        _, refused = bindings.examine(spec, old, new, sources, targets, resolution)
+        users_code.evaluated_by_server(old, Side.OLD, streamed.values(), ways.old, found)
+        users_code.evaluated_by_server(new, Side.NEW, written.values(), ways.new, found)
+        _, refused = bindings.examine(spec, old, new, sources, targets, resolution, paths=ways)
         for problem in refused:
             found.problem("mapping", problem.cause, problem.remedy, problem.where)
         back = reverse_checks.resolved(spec, sources, targets)
         sequences.examine(found, sequences.look(spec, old, new, resolution, back))
         if not resolution.problems and not refused:
-            reverse_checks.examine(spec, old, new, sources, targets, found)
+            to = users_code.Target(
+                spec=spec,
+                direction=Direction.FORWARD,
+                source=old,
+                conn=new,
+                sources=sources,
+                mappings=resolution.mappings,
+                tables=written,
+                paths=ways,
+                writing=writing and not found.problems,
+            )
+            users_code.examine(to, found)
+            reverse_checks.examine(spec, old, new, sources, targets, ways, found)
     kafka.examine(spec, topics, streamed, found)
     return found
 
@@ -161,7 +193,10 @@ def planned(spec: Spec, old: Connection, new: Connection) -> Plan:
     with ddl.tried(new, spec, Findings(spec.command)):
         targets = catalog.tables(new, spec.new.schema_)
         resolution = resolve(spec, Direction.FORWARD, sources, targets)
-        outputs = {} if resolution.problems else bindings.outputs(spec, old, new, sources, targets, resolution)
+        ways = paths_now(spec, old, new)
+        outputs = (
+            {} if resolution.problems else bindings.outputs(spec, old, new, sources, targets, resolution, paths=ways)
+        )
     rows, _, _ = kafka.topic_names(spec, resolution.streamed)
     topics = dict(zip(resolution.streamed, rows, strict=True))
-    return plan_of(spec, Direction.FORWARD, resolution, sources, targets, topics, outputs)
+    return plan_of(spec, Direction.FORWARD, resolution, sources, targets, topics, outputs, ways)

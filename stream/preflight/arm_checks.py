@@ -15,8 +15,9 @@ from schemas.resolve import Resolution, resolve
 from schemas.roundtrip import one_way
 from schemas.spec import Spec
 from schemas.table import Table
+from stream.migration.paths import in_force
 from stream.migration.prepared import Prepared
-from stream.preflight import bindings, identity, name_conflicts, reverse_checks, server, tables
+from stream.preflight import bindings, identity, name_conflicts, reverse_checks, server, tables, users_code
 from stream.preflight.bindings import Outputs
 from stream.preflight.finding import Findings, listed
 
@@ -46,6 +47,9 @@ def examine(spec: Spec, old: Connection, new: Connection, prepared: Prepared, *,
     server.source(new, str(spec.new.dsn), Side.NEW, 0 if slot is not None else 1, found)
     for problem in name_conflicts.foreign(spec, old, new):
         found.problem("name_taken", problem.cause, problem.remedy, problem.where)
+    paths = in_force(spec, prepared.paths)
+    for side, conn in ((Side.OLD, old), (Side.NEW, new)):
+        users_code.path(conn, spec, side, paths.of(side), found)
     sources = catalog.tables(new, spec.new.schema_)
     targets = catalog.tables(old, spec.old.schema_)
     _drifted(prepared, sources, targets, found)
@@ -75,9 +79,22 @@ def examine(spec: Spec, old: Connection, new: Connection, prepared: Prepared, *,
         found.problem(
             "type", f"old lacks the type {name}", "make it there too: usually by the same extension", Side.OLD
         )
-    outputs, refused = bindings.examine(spec, new, old, sources, targets, resolution, REVERSE)
+    outputs, refused = bindings.examine(spec, new, old, sources, targets, resolution, REVERSE, paths=paths)
     for problem in refused:
         found.problem("mapping", problem.cause, problem.remedy, problem.where)
+    to = users_code.Target(
+        spec=spec,
+        direction=REVERSE,
+        source=new,
+        conn=old,
+        sources=sources,
+        mappings=resolution.mappings,
+        tables=written,
+        paths=paths,
+        writing=not found.problems,
+    )
+    if not resolution.problems and not refused:
+        users_code.examine(to, found)
     return Way(sources=sources, targets=targets, resolution=resolution, outputs=outputs, found=found)
 
 

@@ -12,6 +12,7 @@ from schemas.problem import Problem
 from schemas.resolve import Resolution
 from schemas.spec import Spec
 from schemas.table import Table
+from stream.migration.paths import Paths
 
 Outputs = dict[str, dict[str, str]]
 """Target table -> output -> its type without a length, as the target describes it over staged rows."""
@@ -25,6 +26,8 @@ def examine(
     targets: Mapping[str, Table],
     resolution: Resolution,
     direction: Direction = Direction.FORWARD,
+    *,
+    paths: Paths,
 ) -> tuple[Outputs, list[Problem]]:
     """(the outputs' types, everything that one of the servers objects to). Errors: of a connection that fails."""
     entries = spec.tables if direction is Direction.FORWARD else spec.reverse
@@ -38,7 +41,15 @@ def examine(
         table = targets[mapping.target]
         try:
             examined = bindings.examine(
-                source, target, mapping, sources, table, trust=spec.trust, where=where, side=direction.target
+                source,
+                target,
+                mapping,
+                sources,
+                table,
+                trust=spec.trust,
+                where=where,
+                side=direction.target,
+                paths=paths.along(direction),
             )
         except PrivilegeMissing as error:  # one more thing that is wrong, not the end of the examination
             problems.append(Problem(cause=error.cause, remedy=error.hint, where=where))
@@ -56,9 +67,11 @@ def outputs(
     targets: Mapping[str, Table],
     resolution: Resolution,
     direction: Direction = Direction.FORWARD,
+    *,
+    paths: Paths,
 ) -> Outputs:
     """The outputs' types alone. Errors: Refused, with every reason, when one of the servers objects."""
-    found, problems = examine(spec, source, target, sources, targets, resolution, direction)
+    found, problems = examine(spec, source, target, sources, targets, resolution, direction, paths=paths)
     if problems:
         raise Refused(
             "the mappings cannot be used as they are",

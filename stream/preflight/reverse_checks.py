@@ -15,7 +15,8 @@ from schemas.reversal import Loss, Reversal
 from schemas.roundtrip import accepted, one_way
 from schemas.spec import Spec
 from schemas.table import Table
-from stream.preflight import bindings, identity
+from stream.migration.paths import Paths
+from stream.preflight import bindings, identity, users_code
 from stream.preflight.finding import Findings, listed
 
 WRITE = (
@@ -30,6 +31,7 @@ def examine(
     new: Connection,
     sources: Mapping[str, Table],
     targets: Mapping[str, Table],
+    paths: Paths,
     found: Findings,
 ) -> None:
     """The reverse direction of a file whose forward direction is in order. `sources` are old's tables.
@@ -43,7 +45,19 @@ def examine(
     if back.problems:
         return
     if not found.problems:  # old may not even take a temporary table: what is wrong with it is said by now
-        _servers(spec, old, new, sources, assumed, back, found)
+        _servers(spec, old, new, sources, assumed, back, paths, found)
+        to = users_code.Target(
+            spec=spec,
+            direction=Direction.REVERSE,
+            source=new,
+            conn=old,
+            sources=targets,
+            mappings=back.mappings,
+            tables=sources,
+            paths=paths,
+            writing=False,
+        )
+        users_code.examine(to, found)
     forward = resolve(spec, Direction.FORWARD, sources, targets)
     for table in one_way(spec, [m.target for m in forward.mappings], back):
         if not table.accepted:
@@ -70,11 +84,12 @@ def _servers(
     sources: Mapping[str, Table],
     targets: Mapping[str, Table],
     back: Resolution,
+    paths: Paths,
     found: Findings,
 ) -> None:
     """Each reverse SELECT, in every place where it will run. What was derived is not the file's mistake: a warning."""
     written = {entry.to for entry in spec.reverse}
-    _, refused = bindings.examine(spec, new, old, targets, sources, back, Direction.REVERSE)
+    _, refused = bindings.examine(spec, new, old, targets, sources, back, Direction.REVERSE, paths=paths)
     places = {entry.to: entry.place for entry in spec.reverse}
     for problem in refused:
         if any(problem.where == places[name] for name in written):

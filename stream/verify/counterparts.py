@@ -41,7 +41,8 @@ def count(
         if alone is None:
             continue
         doing = f"counting the rows of {name} that nothing on {plan.direction.target} stands for"
-        with source.look([plan.sources[s] for s in _read(plan, name)], timeout_s=SCAN_S):
+        read = [plan.sources[s] for s in _read(plan, name)]
+        with source.look(read, timeout_s=SCAN_S, path=plan.source_path):
             ((rows,),) = source.all(alone.count(), doing)
             keys = source.all(alone.some(NAMED), doing) if rows and alone.keys else []
         if rows:

@@ -12,9 +12,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from connectors.postgres import user_path
 from connectors.postgres.ranges import Chunk, Kind
 from connectors.postgres.session import Connection, translated
 from connectors.postgres.sight import Sight
+from connectors.postgres.user_path import Path
 from schemas import digest
 from schemas.digest import Hash, Rows
 from schemas.errors import Halt
@@ -78,13 +80,13 @@ class Pair:
         """The rows of a statement over the chunk, on the source and on the target."""
 
         def ask_source() -> list[tuple[Any, ...]]:
-            with self.source.look(view.sources, timeout_s=timeout_s):
+            with self.source.look(view.sources, timeout_s=timeout_s, path=view.source_path):
                 query = text(view.source(self.source.rows, chunk))
                 return self.source.all(query, f"computing {view.name} on the source")
 
         asked: Future[list[tuple[Any, ...]]] = self._other.submit(ask_source)
         try:
-            with self.target.look([view.table], timeout_s=timeout_s):
+            with self.target.look([view.table], timeout_s=timeout_s, path=view.target_path):
                 query = (target_text or text)(view.target(self.target.rows, chunk))
                 there = self.target.all(query, f"reading {view.name} on the target")
         except BaseException:
@@ -202,8 +204,9 @@ def assert_empty(view: View, source: Connection, target: Connection) -> None:
     """
     everything = Chunk(number=0, kind=Kind.RANGE if view.space is not None else Kind.WHOLE)
     rows = digest.held(view.mapping, view.table, view.bases)
-    there = _one(target, f"select count(*) from {rows.source} where {rows.where}")
-    here = _one(source, f"select count(*) from {view.source(source, everything).source}")
+    there = _one(target, f"select pg_catalog.count(*) from {rows.source} where {rows.where}", view.target_path)
+    count = f"select pg_catalog.count(*) from {view.source(source, everything).source}"
+    here = _one(source, count, view.source_path)
     if here or there:
         raise Halt(
             f"no row of {view.name} was compared, though there are {here} and {there}",
@@ -211,8 +214,8 @@ def assert_empty(view: View, source: Connection, target: Connection) -> None:
         )
 
 
-def _one(conn: Connection, query: str) -> int:
-    with translated("counting rows"):
+def _one(conn: Connection, query: str, path: Path) -> int:
+    with translated("counting rows"), conn.transaction(), user_path.within(conn, path):
         row = conn.execute(query.encode()).fetchone()
     assert row is not None
     return int(str(row[0]))

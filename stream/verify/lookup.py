@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from connectors.postgres.sight import Sight
 from schemas.digest import Rows
+from schemas.names import EQ
 from schemas.table import Table
 from stream.verify.evidence import Image, Key, Row
 from stream.verify.queries import INTEGERS, View, bare
@@ -49,18 +50,18 @@ def among(expressions: Sequence[str], types: Sequence[str], wanted: Sequence[Key
     tests = [_by_part(spelled, key) for key in wanted if None in key]
     if whole and len(spelled) == 1:
         expression, type_ = spelled[0]
-        tests.append(f"{expression} = any(array[{', '.join(literal(key[0]) for key in whole)}]::{type_}[])")
+        tests.append(f"{expression} {EQ} any(array[{', '.join(literal(key[0]) for key in whole)}]::{type_}[])")
     elif whole:
         rows = ", ".join(
             "(" + ", ".join(f"{literal(v)}::{t}" for v, (_, t) in zip(key, spelled, strict=True)) + ")" for key in whole
         )
-        tests.append(f"({', '.join(e for e, _ in spelled)}) in (values {rows})")
+        tests.append(f"({', '.join(e for e, _ in spelled)}) {EQ} any (values {rows})")
     return f"({' or '.join(tests)})" if tests else "false"
 
 
 def _by_part(spelled: Sequence[tuple[str, str]], key: Key) -> str:
     parts = zip(spelled, key, strict=True)
-    tests = [f"({e}) is null" if v is None else f"{e} = {literal(v)}::{t}" for (e, t), v in parts]
+    tests = [f"({e}) is null" if v is None else f"{e} {EQ} {literal(v)}::{t}" for (e, t), v in parts]
     return f"({' and '.join(tests)})"
 
 
@@ -77,7 +78,8 @@ def spelled_among(texts: Sequence[str], keys: Sequence[Key]) -> str:
     """A condition: expressions of text are one of the tuples. `row(..)::text` tells a NULL from an empty text."""
     values = ", ".join(f"({', '.join(f'{literal(v)}::text' for v in key)})" for key in keys)
     names = ", ".join(f"k{i}" for i in range(len(texts)))
-    return f"row({', '.join(texts)})::text in (select row({names})::text from (values {values}) v ({names}))"
+    wanted = f"select row({names})::text from (values {values}) v ({names})"
+    return f"row({', '.join(texts)})::text {EQ} any ({wanted})"
 
 
 def cells(rows: Rows) -> str:

@@ -25,6 +25,7 @@ from schemas.resolve import Resolution
 from schemas.roundtrip import MadeVerdict
 from schemas.spec import Spec
 from schemas.table import Column, Table
+from stream.migration.paths import Paths
 from stream.verify.made_judge import MadeJudge, Row, Rows
 
 BUDGET_S = 60.0  # for all tables; what is left then is said
@@ -46,6 +47,7 @@ class Trial:
     new: Mapping[str, Table]
     forward: Resolution
     back: Resolution
+    paths: Paths
     say: Callable[[str], None]
     found: list[MadeVerdict] = field(default_factory=list)
     untried: list[str] = field(default_factory=list)
@@ -123,7 +125,7 @@ class Trial:
         if unfed:
             raise NotTried(f"its way back reads {', '.join(unfed)}, which no mapping fills")
         for n in range(OTHER_KEYS):
-            world = World(conn=self.old_conn, old=self.old, new=self.new)
+            world = World(conn=self.old_conn, old=self.old, new=self.new, path=self.paths.old)
             with world.open():
                 try:
                     self._fill(world, name, backs, [writers[g] for g in group], n)
@@ -201,11 +203,11 @@ class Trial:
         with made_rows.trying(self.new_conn, self.spec.migration) as replica:
             if (why := made_rows.obstacle(self.new_conn, table, replica=replica)) is not None:
                 raise NotTried(f"{why} would fire" if why.startswith("its ") else why)
-            held = made_rows.insert(self.new_conn, table, base)
+            held = made_rows.insert(self.new_conn, table, base, self.paths.new)
             if isinstance(held, Refusal):
                 return held
             for made in self._made(table):
-                row = made_rows.insert(self.new_conn, table, {**base, made.column: made.text})
+                row = made_rows.insert(self.new_conn, table, {**base, made.column: made.text}, self.paths.new)
                 if not isinstance(row, Refusal):
                     variants.append((made, row))
                 elif not row.of_the_row:
@@ -272,7 +274,7 @@ class Trial:
             known = [s for s in back.sources if s in self._rows]
             if len(known) < 2 or len(known) < len(back.sources):
                 continue
-            world = World(conn=self.old_conn, old=self.old, new=self.new)
+            world = World(conn=self.old_conn, old=self.old, new=self.new, path=self.paths.old)
             with world.open():
                 try:
                     world.fill(self.old[back.target], self._any(world, self.old[back.target]))
@@ -300,12 +302,13 @@ def try_made_rows(
     tables: tuple[Mapping[str, Table], Mapping[str, Table]],
     forward: Resolution,
     back: Resolution,
+    paths: Paths,
     say: Callable[[str], None],
 ) -> tuple[tuple[MadeVerdict, ...], tuple[str, ...]]:
     """(verdicts, what was not tried). `conns` and `tables` are old's and new's. Types that old lacks are there."""
     trial = Trial(
         spec=spec, old_conn=conns[0], new_conn=conns[1], old=tables[0], new=tables[1], forward=forward, back=back,
-        say=say,
+        paths=paths, say=say,
     )  # fmt: skip
     trial.run()
     return _once(trial.found), tuple(dict.fromkeys(trial.untried))

@@ -40,6 +40,8 @@ class View:
     bases: Map[str, str]
     how: Hash
     space: KeySpace | None
+    source_path: tuple[str, ...] = ()  # under which the mapping's text runs on the source,
+    target_path: tuple[str, ...] = ()  # and what of it is asked of the target
 
     @property
     def name(self) -> str:
@@ -113,6 +115,8 @@ def views(
             bases=bases,
             how=how,
             space=_space(plan, source, m),
+            source_path=plan.source_path,
+            target_path=plan.target_path,
         )
         for m in plan.mappings
         if not only or m.target in only

@@ -62,7 +62,7 @@ def load_anew(pair: Pair, target: Connection, plan: Plan, view: View, repair: Re
         secret = secrets.token_hex(32)
         fence.give_pass(target, migration, Side.NEW, HOLDER, secret)
         fence.show_pass(target, secret)
-        targets.empty(target, [(plan.target_schema, name)], replica=replica)
+        targets.empty(target, [(plan.target_schema, name)], replica=replica, path=plan.target_path)
         fence.take_pass(target, migration, Side.NEW, HOLDER)
         emptied = standing(target, watched(plan, Side.NEW), [name])
         settle(target, emptied, [name])  # that it lies in another file now is our own work

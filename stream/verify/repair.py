@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from connectors.failpoint import failpoint
+from connectors.postgres import user_path
 from connectors.postgres.mirror import mirror_key
 from connectors.postgres.session import Connection, translated
 from connectors.postgres.target import Target
@@ -94,7 +95,7 @@ def _keys(
     """Keys of the source rows that feed some owners, and the owners that are fed."""
     found: dict[str, list[dict[str, str | None]]] = {}
     fed: set[Key] = set()
-    with pair.source.look(view.sources, timeout_s=60):
+    with pair.source.look(view.sources, timeout_s=60, path=view.source_path):
         for table in view.sources:
             key = mirror_key(table)
             texts, where = feeding(view, table, by[table.name], wanted)
@@ -118,7 +119,11 @@ def _mirrored(
     _, where = feeding(view, table, by[source], wanted)
     name = qualified(MIRROR_SCHEMA, mirror_name(plan.migration, plan.direction, source))
     query = f"select {', '.join(f'{quote(k)}::text' for k in key)} from {name} where {where}"
-    with translated(f"reading the mirror of {source}"):
+    with (
+        translated(f"reading the mirror of {source}"),
+        target.transaction(),
+        user_path.within(target, view.target_path),
+    ):
         return [dict(zip(key, row, strict=True)) for row in target.execute(query.encode()).fetchall()]
 
 

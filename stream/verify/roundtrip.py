@@ -17,6 +17,7 @@ from connectors.postgres import roundtrip as kept
 from connectors.postgres.composed import SAMPLES, Composition, Counts
 from connectors.postgres.ranges import Chunk, KeySpace, Kind
 from connectors.postgres.session import Connection
+from connectors.postgres.user_path import Path
 from schemas.direction import Direction
 from schemas.errors import PrivilegeMissing, Refused, SlackwaterError, Unavailable
 from schemas.mapping import Mapping as TableMapping
@@ -25,6 +26,7 @@ from schemas.reversal import How, Loss, Reversal
 from schemas.roundtrip import ColumnVerdict, TableVerdict, Verdict, one_way
 from schemas.spec import Spec
 from schemas.table import Table
+from stream.migration.prepared import paths_now
 from stream.preflight import Findings, ddl, identity
 from stream.verify.made_rows import try_made_rows
 
@@ -70,14 +72,15 @@ def roundtrip(spec: Spec, old: Connection, new: Connection, say: Callable[[str],
         _usable(forward, back)
         read = {name for m in back.mappings for name in m.sources}
         composed.prepare_types(old, new, [targets[name] for name in targets if name in read])
-        made, untried = try_made_rows(spec, (old, new), (sources, targets), forward, back, say)
+        paths = paths_now(spec, old, new)
+        made, untried = try_made_rows(spec, (old, new), (sources, targets), forward, back, paths, say)
     writers = {m.target: m for m in forward.mappings}
     columns = _by_table(back.reversals)
     ways = {m.target: m for m in back.mappings}
     tables: list[TableVerdict] = []
     said: list[ColumnVerdict] = []
     for name in columns:
-        judge = _Judge(spec, old, sources, targets, writers, columns[name], say)
+        judge = _Judge(spec, old, sources, targets, writers, columns[name], say, paths.old)
         table, verdicts = judge.table(sources[name], ways.get(name))
         tables.append(table)
         said += verdicts
@@ -114,6 +117,7 @@ class _Judge:
     writers: Mapping[str, TableMapping]
     reversals: list[Reversal]
     say: Callable[[str], None]
+    path: Path
 
     def table(self, table: Table, way: TableMapping | None) -> tuple[TableVerdict, list[ColumnVerdict]]:
         if way is None:
@@ -127,6 +131,7 @@ class _Judge:
                 forward={s: self.writers[s] for s in way.sources},
                 old=self.sources,
                 new=self.targets,
+                path=self.path,
             )
             try:
                 return self._judged(composition, way)

@@ -32,13 +32,13 @@ def every_row(pair: Pair, witness: Witness, view: View, chunk: Chunk, why: Slack
     limit = f" limit {MOST + 1}"
     timeout_s = RANGE_S if view.space is not None else SCAN_S
     fed: dict[Key, None] = {}
-    with pair.source.look(view.sources, timeout_s=timeout_s):
+    with pair.source.look(view.sources, timeout_s=timeout_s, path=view.source_path):
         for table in view.sources:
             texts, _ = feeding(view, table, by[table.name], [])
             where = view.space.condition(pair.source.rows, chunk) if view.space is not None else "true"
             query = f"select distinct {', '.join(texts)} from {relation(table)} where {where}{limit}"
             fed |= dict.fromkeys(pair.source.all(query, f"reading keys of {table.name}"))
-    with pair.target.look([view.table], timeout_s=timeout_s):
+    with pair.target.look([view.table], timeout_s=timeout_s, path=view.target_path):
         held = view.target(pair.target.rows, chunk)
         query = f"select {', '.join(held.keys)} from {held.source} where {held.where}{limit}"
         there: list[Key] = list(pair.target.all(query, f"reading keys of {view.name} on the target"))

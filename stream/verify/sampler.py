@@ -13,6 +13,7 @@ from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from connectors.postgres import user_path
 from connectors.postgres.ranges import Chunk, chunk_key, relation
 from connectors.postgres.session import Connection, translated
 from connectors.postgres.sight import Sight
@@ -20,7 +21,7 @@ from schemas import digest
 from schemas.bind import bound
 from schemas.direction import Direction, Side
 from schemas.errors import Halt, RowRejected
-from schemas.names import quote
+from schemas.names import EQ, quote
 from schemas.plan import Plan
 from schemas.position import Lsn, parse_lsn
 from stream.backfill.load_table import MIRROR
@@ -101,10 +102,10 @@ class Witness:
         if by is None or not view.mapping.key or not keys:
             return []
         doing = f"looking for rows of {view.name}"
-        with pair.source.look(view.sources, timeout_s=SCAN_S):
+        with pair.source.look(view.sources, timeout_s=SCAN_S, path=view.source_path):
             seen = scanned(pair.source, view, view.source(pair.source.rows, chunk), keys, doing)
             raw = self._read(view, by, owners(view, keys))
-        with pair.target.look([view.table], timeout_s=SCAN_S):
+        with pair.target.look([view.table], timeout_s=SCAN_S, path=view.target_path):
             there = scanned(pair.target, view, view.anywhere.target(pair.target.rows, chunk), keys, doing)
             found, _ = self._stored(view, keys)
         made = self._transformed(view, raw, owners(view, keys))
@@ -119,7 +120,7 @@ class Witness:
         """Keys of the rows that the SELECT makes for some owners, where the sources say which rows feed them."""
         by = restricts(view)
         assert by is not None
-        with self._pair.source.look(view.sources, timeout_s=LOOK_S):
+        with self._pair.source.look(view.sources, timeout_s=LOOK_S, path=view.source_path):
             raw = self._read(view, by, wanted)
         return list(self._transformed(view, raw, wanted))
 
@@ -146,11 +147,12 @@ class Witness:
         """Within a look: how new it is at most, or what had been applied when it was taken."""
         if leading:
             return Place(lsn=sight.position())
-        mine = f"migration = '{self._plan.migration}' and direction = '{self.link}'"
+        mine = f"migration {EQ} '{self._plan.migration}' and direction {EQ} '{self.link}'"
         written = [view.name] if sight is self._pair.target else [t.name for t in view.sources]
         rows = sight.all(
             "select end_lsn::text, exists (select from slackwater.reread"
-            f" where {mine} and (load in ({', '.join(map(literal, written))}) or starts_with(load, '{MIRROR}')))"
+            f" where {mine} and (load {EQ} any (array[{', '.join(map(literal, written))}])"
+            f" or pg_catalog.starts_with(load, '{MIRROR}')))"
             f" from slackwater.checkpoint where {mine}",
             "reading the checkpoint",
         )
@@ -163,7 +165,8 @@ class Witness:
     ) -> tuple[Place, dict[Key, Image], dict[Key, Hashable]]:
         """The rows as the digests see them, spelled by the side that has them."""
         of_source = sight is self._pair.source
-        with sight.look(view.sources if of_source else [view.table], timeout_s=SCAN_S):
+        path = view.source_path if of_source else view.target_path
+        with sight.look(view.sources if of_source else [view.table], timeout_s=SCAN_S, path=path):
             place = self._place(sight, view, leading=leading)
             rows = view.source(sight.rows, chunk) if of_source else view.anywhere.target(sight.rows, chunk)
             return place, scanned(sight, view, rows, keys, f"reading {view.name}"), {}
@@ -174,7 +177,7 @@ class Witness:
         self, view: View, keys: Sequence[Key], *, leading: bool
     ) -> tuple[Place, dict[Key, Image], dict[Key, Hashable]]:
         sight = self._pair.target
-        with sight.look([view.table], timeout_s=LOOK_S):
+        with sight.look([view.table], timeout_s=LOOK_S, path=view.target_path):
             place = self._place(sight, view, leading=leading)
             if not view.mapping.key:
                 rows = digest.held(view.mapping, view.table, view.bases)
@@ -203,7 +206,7 @@ class Witness:
         self, view: View, keys: Sequence[Key], *, leading: bool
     ) -> tuple[Place, dict[Key, Image], dict[Key, Hashable]]:
         by = restricts(view)
-        with self._pair.source.look(view.sources, timeout_s=LOOK_S):
+        with self._pair.source.look(view.sources, timeout_s=LOOK_S, path=view.source_path):
             place = self._place(self._pair.source, view, leading=leading)
             if by is None:
                 return place, self._computed(view, keys), {}
@@ -289,7 +292,9 @@ class Witness:
         self._make(conn, view, load)
         doing = f"transforming suspect rows of {view.name} on the target"
         with translated(doing):
-            conn.execute(f"begin; set local statement_timeout = {int(LOOK_S * 1000)}")
+            conn.execute(
+                f"begin; set local statement_timeout = {int(LOOK_S * 1000)}; {user_path.local(view.target_path)}"
+            )
         try:
             with translated(doing):
                 for table in view.sources:

@@ -15,6 +15,7 @@ from schemas.direction import Direction
 from schemas.plan import Plan
 from schemas.resolve import resolve
 from schemas.spec import parse_spec
+from stream.migration.paths import NONE
 from stream.migration.prepared import plan_of
 from stream.verify import counterparts
 from tests.fixtures.databases import fresh_database
@@ -68,7 +69,7 @@ def looking(dsn: str, text: str, direction: Direction) -> Iterator[tuple[Sight, 
             m.target: {o.name: here[m.target].column(o.name).type for o in m.outputs} for m in resolution.mappings
         }
         topics = dict.fromkeys(resolution.streamed, "t")
-        plan = plan_of(spec, direction, resolution, there, here, topics, outputs)
+        plan = plan_of(spec, direction, resolution, there, here, topics, outputs, NONE)
         yield sight, plan, bases(sight.primary, list(plan.targets.values()))
 
 

@@ -9,6 +9,7 @@ from connectors.local import binary
 from connectors.postgres import catalog, session
 from schemas.reversal import Loss
 from schemas.spec import load_spec
+from stream.migration import paths
 from stream.preflight import Findings, reverse_checks
 from stream.verify import roundtrip
 from tests.fixtures.databases import Databases
@@ -29,7 +30,7 @@ def test_the_demo_s_shop_comes_back(databases: Databases) -> None:
         new.execute("set search_path = ''")
         found = Findings(spec.command)
         sources, targets = catalog.tables(old, "public"), catalog.tables(new, "app")
-        reverse_checks.examine(spec, old, new, sources, targets, found)
+        reverse_checks.examine(spec, old, new, sources, targets, paths.found(spec, old, new), found)
         verdict = roundtrip.roundtrip(spec, old, new, lambda _: None)
     assert not found.problems, "\n".join(map(str, found))
     assert not verdict.unjudged

@@ -17,6 +17,7 @@ from schemas.errors import Superseded
 from schemas.resolve import resolve
 from schemas.sequences import MARGIN_STEPS
 from schemas.spec import parse_spec
+from stream.migration.paths import NONE
 from stream.migration.prepared import plan_of
 from tests.fixtures.databases import Databases
 from tests.fixtures.sequence_oracle import sequences_hold
@@ -77,7 +78,7 @@ def pairs(
     assert not resolution.problems
     outputs = {m.target: dict.fromkeys(m.columns, "bigint") for m in resolution.mappings}
     topics = {name: name for name in resolution.streamed}
-    plan = plan_of(spec, Direction.FORWARD, resolution, sources, targets, topics, outputs)
+    plan = plan_of(spec, Direction.FORWARD, resolution, sources, targets, topics, outputs, NONE)
     return sequences.pairs(old, new, spec, plan, plan.mappings)
 
 
