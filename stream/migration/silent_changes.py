@@ -79,6 +79,7 @@ class Lookout:
         self._seen: str | None = None  # what the glance showed when all was looked at
         self._stay: list[Change] = []  # what was found then
         self._said: set[str] = set()
+        self._since: dict[str, tuple[Parts, Lsn]] = {}  # tables in another file: as they are, and when first seen so
 
     def look(self, conn: Connection, *, explains: Explains = lambda _, __: False) -> tuple[list[Change], bool]:
         """What only `prepare` can mend, or undoing it; and whether the catalogs have moved since the last look.
@@ -113,8 +114,11 @@ class Lookout:
             undecided: set[str] = set()
             explained: set[str] = set()
             for change in found:
-                if change.kind is Kind.FILE and (why := explains(change.table, at)) is not False:
+                if change.kind is not Kind.FILE:
+                    continue
+                if (why := explains(change.table, self._first_seen(change.table, now[change.table], at))) is not False:
                     (undecided if why is None else explained).add(change.table)
+            self._since = {table: since for table, since in self._since.items() if table in undecided}
             told = [c for c in found if c.table not in undecided | explained]
             new = [table for table in what.used if table in now and table not in before]
             told += [Change(table=t, kind=Kind.FILE, cause=UNKNOWN.format(t)) for t in new]
@@ -128,6 +132,13 @@ class Lookout:
                 log.warning("%s: %s", what.side, change.cause)
                 self._said.add(change.cause)
         return stay, not undecided
+
+    def _first_seen(self, table: str, parts: Parts, at: Lsn) -> Lsn:
+        """Where the WAL ended when the table was first seen as it is: a busy stream never reaches where it ends now."""
+        since = self._since.get(table)
+        if since is None or since[0] != parts:
+            since = self._since[table] = (parts, at)
+        return since[1]
 
     def _undone(self, conn: Connection, found: Iterable[Change]) -> list[Change]:
         """What was there to be mended and is gone again: rows may have been missed meanwhile."""

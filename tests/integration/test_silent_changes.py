@@ -280,6 +280,35 @@ def test_what_was_changed_while_nothing_ran_is_found(program: Program) -> None:
     assert differing(program) == []
 
 
+ACCEPTED = """
+select (f.parts->>'file')::oid = c.relfilenode from slackwater.fingerprint f, pg_class c
+ where f.relation = 'emptied' and f.side = 'old' and c.oid = 'old.emptied'::regclass
+"""
+
+
+def test_a_truncate_is_explained_however_busy_the_server_is(program: Program) -> None:
+    """The stream is always a little behind the end of the WAL: it has to pass where that was when it was first seen."""
+    program.streaming()
+    stop = threading.Event()
+
+    def busy() -> None:
+        with psycopg.connect(program.env["OLD_DSN"], autocommit=True) as conn:
+            while not stop.is_set():
+                conn.execute("select pg_logical_emit_message(false, 'busy', repeat('x', 2000))")
+
+    threads = [threading.Thread(target=busy, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        on(program, "old", "truncate old.emptied")
+        program.until(lambda: on(program, "old", ACCEPTED) == [(True,)], 60)
+        assert "emptied" not in causes(program)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+
+
 HELD = (
     "select count(*) from pg_locks l join pg_stat_activity a using (pid)"
     " where l.mode = 'ShareRowExclusiveLock' and l.granted and a.application_name like 'slackwater cutover%'"
