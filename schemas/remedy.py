@@ -10,8 +10,8 @@ from typing import Any
 
 VERBS = (
     "arm", "cancel", "check", "cutover", "failover", "finalize", "foreign-writes", "gates", "grants", "journal",
-    "pause", "plan", "prepare", "quarantine", "resume", "rollback", "roundtrip", "route", "run", "show", "status",
-    "trace", "upgrade", "verify", "wait",
+    "pause", "plan", "prepare", "quarantine", "repaired", "resume", "rollback", "roundtrip", "route", "run", "show",
+    "status", "trace", "upgrade", "verify", "wait",
 )  # fmt: skip
 """Those that are called on a file."""
 
