@@ -51,9 +51,10 @@ def test_from_before_prepare_to_the_end(program: Program, shop: Shop) -> None:
     assert "apply was killed by SIGKILL; started again" in program.log
     program.until(lambda: program.forward()["apply"]["pid"] != before)
 
-    metrics = program.get("apply", "/metrics")[1]
     label = f'direction="forward",migration="{shop.migration}"'
-    assert f"slackwater_safe_to_cutover{{{label}}} 0.0" in metrics
+    # Nothing is said of the migration as a whole until the new process has looked at it.
+    program.until(lambda: f"slackwater_safe_to_cutover{{{label}}} 0.0" in program.get("apply", "/metrics")[1])
+    metrics = program.get("apply", "/metrics")[1]
     assert f'slackwater_phase{{{label},phase="streaming"}} 1.0' in metrics
     assert f"slackwater_safe_to_cutover{{{label}}}" not in program.get("capture", "/metrics")[1]
     assert json.loads(program.get("backfill", "/status.json")[1])["phase"] == "streaming"
