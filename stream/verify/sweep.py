@@ -98,6 +98,7 @@ class Sweep:
             first.source.assert_same(task.system_id, task.timeline)
             self._how = agreed_hash(first.source, first.target)
             self._first = first
+            self._stands(first, stop)
             # Begun first: a change that voids what comes now is one that the stream has passed before rows are read.
             for view in self._views(self._only):
                 self._open(view, resume=self._resume)
@@ -126,14 +127,17 @@ class Sweep:
             source.close()
             raise
 
-    def _flows(self, pair: Pair, stop: threading.Event) -> None:
-        """The stream goes on: else no suspect could be judged, and nothing that is found says anything."""
-        applied = self._applied(pair, stop)
-        if (why := applied.standing()) is not None:
+    def _stands(self, pair: Pair, stop: threading.Event) -> None:
+        """Errors: Unavailable while the stream stands still: no suspect could be judged."""
+        if (why := self._applied(pair, stop).standing()) is not None:
             raise Unavailable(
                 f"rows cannot be compared while the stream stands still: {why}",
                 hint="slackwater run; slackwater status",
             )
+
+    def _flows(self, pair: Pair, stop: threading.Event) -> None:
+        """The stream passes what was written before now: else nothing that is found says anything."""
+        applied = self._applied(pair, stop)
         leader, _ = self._ranked(pair)
         with leader.look([], timeout_s=10):
             at = leader.position()
