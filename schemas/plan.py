@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping as Map
+from dataclasses import dataclass, field
 
 from schemas.control import CANARY
 from schemas.direction import Direction
 from schemas.mapping import Mapping
+from schemas.position import Lsn
 from schemas.table import Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replaced:
+    """The relations that had a table's name before the one that has it now, by their oids.
+
+    What committed at or below `until` under that name is theirs, or is shown by the load that was begun since.
+    """
+
+    oids: tuple[int, ...]
+    until: Lsn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +30,8 @@ class Plan:
     `sources` are the streamed tables as they were prepared (the published ones); `targets` the tables written.
     `mirrors` names the sources that are copied whole into `slackwater_mirror` on the target. `canary`, where the stream
     has one, is `slackwater.canary` on the source: published, and no source of any mapping. `source_path` and
-    `target_path` are the schemas in which users' code finds what it names bare.
+    `target_path` are the schemas in which users' code finds what it names bare. `replaced` names streamed tables, of
+    now or of once, whose name another relation had.
     """
 
     migration: str
@@ -33,6 +47,7 @@ class Plan:
     canary_topic: str = ""
     source_path: tuple[str, ...] = ()
     target_path: tuple[str, ...] = ()
+    replaced: Map[str, Replaced] = field(default_factory=dict)
 
     @property
     def published(self) -> dict[str, Table]:

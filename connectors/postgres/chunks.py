@@ -77,6 +77,14 @@ def record_barrier(source: Connection) -> Barrier:
     return Barrier(str(row[0]), parse_lsn(str(row[1])))
 
 
+def written(source: Connection) -> Lsn:
+    """Where the WAL ends: every transaction that has committed by now did so below it."""
+    with translated("cannot read where the WAL ends"):
+        row = source.execute("select pg_catalog.pg_current_wal_insert_lsn()::text").fetchone()
+    assert row is not None
+    return parse_lsn(str(row[0]))
+
+
 def barrier_wait(source: Connection, barrier: Barrier) -> str | None:
     """None once a snapshot of the primary passes the barrier; else who stands before it, as a reason to wait."""
     with translated("cannot read the source's open transactions"):

@@ -158,6 +158,22 @@ def remove_tables(conn: Connection, name: str, tables: Iterable[Relation]) -> No
             conn.execute(sql.SQL("alter publication {} drop table {}").format(sql.Identifier(name), _only(relation)))
 
 
+def leave_out(conn: Connection, name: str, oids: Iterable[int], wanted: Iterable[Relation]) -> list[str]:
+    """Take tables, by their oids, out of the publication where they are not `wanted` by name; those that went."""
+    with translated(f"cannot read publication {name}"):
+        rows: list[Any] = conn.execute(
+            "select n.nspname, c.relname from pg_catalog.pg_publication_rel r"
+            " join pg_catalog.pg_publication p on p.oid = r.prpubid"
+            " join pg_catalog.pg_class c on c.oid = r.prrelid join pg_catalog.pg_namespace n on n.oid = c.relnamespace"
+            " where p.pubname = %s and c.oid = any(%s::oid[]) order by 1, 2",
+            (name, list(oids)),
+        ).fetchall()
+    keep = set(wanted)
+    gone = [(str(schema), str(table)) for schema, table in rows if (schema, table) not in keep]
+    remove_tables(conn, name, gone)
+    return [f"{schema}.{table}" for schema, table in gone]
+
+
 def drop_publication(conn: Connection, name: str) -> bool:
     """True when there was one."""
     with translated(f"cannot drop publication {name}"):

@@ -10,7 +10,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Any, Protocol
@@ -33,6 +34,7 @@ from stream.apply.housekeeping import Tending
 from stream.apply.schema_check import Shapes
 from stream.apply.transaction import Batch, Folding, Offsets, Work
 from stream.engine import Engine
+from stream.migration.replaced import LeftOut
 from stream.monitoring.heartbeat import Heartbeat
 from stream.monitoring.metrics import Metrics
 
@@ -110,7 +112,8 @@ class Apply:
             checkpoint = target.checkpoint()
             folding = Folding(engine)
             reader = self._open_reader(checkpoint.offsets, checkpoint.epoch)
-            feed = Feed(reader, self._decoder(target), folding, checkpoint.last)
+            replaced = {table: found.until for table, found in self._plan.replaced.items()}
+            feed = Feed(reader, self._decoder(target), folding, checkpoint.last, replaced)
             batch = Batch(
                 engine,
                 folding,
@@ -143,9 +146,12 @@ class Apply:
         newest = max(barriers.values(), default=Lsn(0))
         whole: set[bytes] = set()  # schemas whose rows lack nothing, once every barrier is passed
         canaries: dict[bytes, bool] = {}
+        replaced = {table: found.until for table, found in self._plan.replaced.items()}
 
         def decoded(value: bytes) -> Change:
             change = decode(value)
+            if replaced and is_left_out(change, replaced):
+                return change  # whatever its shape is
             if value[:5] in whole and change.position.commit_lsn > newest:
                 return change
             if change.table == CANARY_TABLE:
@@ -222,8 +228,18 @@ class Feed:
     Waiting epochs are folded together up to about TRANSACTION_ROWS changes: they will share a transaction.
     """
 
-    def __init__(self, reader: Reader, decode: Callable[[bytes], Change], folding: Folding, after: Position) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        decode: Callable[[bytes], Change],
+        folding: Folding,
+        after: Position,
+        replaced: Mapping[str, Lsn] | None = None,
+    ) -> None:
+        """`replaced`: tables whose rows up to a commit LSN are those of the one that had the name before."""
         self._reader = reader
+        self._replaced = replaced or {}
+        self._left_out = LeftOut(log)
         self._last = after
         self._decode = decode
         self._folding = folding
@@ -259,6 +275,7 @@ class Feed:
     def close(self) -> None:
         self._ended.set()
         self._thread.join(timeout=30)
+        self._left_out.say(last=True)
         self._reader.close()
 
     def _put(self, item: Work | Exception) -> None:
@@ -275,6 +292,7 @@ class Feed:
             while not self._ended.is_set():
                 fetched = held or self._reader.next(POLL_S)
                 held = None
+                self._left_out.say()
                 if fetched is None:
                     continue
                 work = self._folding.work()
@@ -308,4 +326,20 @@ class Feed:
                 hint="a topic was recreated or written to by something else: `slackwater cancel`, then prepare anew",
             )
         self._last = epoch.last
+        if self._replaced:
+            changes = self._without(changes)
         self._folding.add(work, fetched.epoch, changes, fetched.offsets)
+
+    def _without(self, changes: list[Change]) -> list[Change]:
+        """Those that are not a predecessor's."""
+        kept = [change for change in changes if not is_left_out(change, self._replaced)]
+        if len(kept) < len(changes):
+            for table, rows in Counter(c.table for c in changes if is_left_out(c, self._replaced)).items():
+                self._left_out.add(table, rows)
+        return kept
+
+
+def is_left_out(change: Change, replaced: Mapping[str, Lsn]) -> bool:
+    """Whether it is of the table that had this one's name before."""
+    until = replaced.get(change.table)
+    return until is not None and change.position.commit_lsn <= until

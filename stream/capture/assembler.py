@@ -151,6 +151,8 @@ class Assembly:
                     continue
                 route = routes.get(frame[ROW_RELATION])
                 if route is None:
+                    if self._relations.leaves_out(frame[ROW_RELATION]):
+                        continue
                     raise self._relations.stranger(frame[ROW_RELATION])
                 if self._sifting and not self._keeps(route, frame, OPS[letter], seq):
                     continue
@@ -277,6 +279,8 @@ class Assembly:
             relation = oid.to_bytes(4, "big")
             route = self._routes.get(relation)
             if route is None:
+                if self._relations.leaves_out(relation):
+                    continue
                 raise self._relations.stranger(relation)
             if self._sifting and not self._keeps(route, frame, Op.TRUNCATE, seq):
                 continue

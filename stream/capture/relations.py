@@ -6,6 +6,7 @@ row than it did stops the stream; any other change of shape is a new schema, and
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
@@ -17,6 +18,9 @@ from schemas.errors import Halt, SchemaChanged
 from schemas.plan import Plan
 from schemas.table import Table
 from schemas.wire import Wire, WireColumn
+from stream.migration.replaced import LeftOut
+
+log = logging.getLogger("slackwater.capture")
 
 Rows = list[tuple[bytes | None, bytes]]
 
@@ -48,8 +52,9 @@ class Relations:
     """Routes by relation id, as the stream describes them.
 
     A description alone is no change: pgoutput also describes the partition in which a row of a published root lies.
-    Only a row of a relation that was not prepared is an error, and `stranger` is that error. `by_id` is keyed by the
-    four bytes with which a row message names its relation, so that the hot loop parses nothing.
+    Only a row of a relation that was not prepared is an error, and `stranger` is that error; one whose place another
+    relation has taken since is left out. `by_id` is keyed by the four bytes with which a row message names its
+    relation, so that the hot loop parses nothing.
     """
 
     def __init__(
@@ -63,6 +68,8 @@ class Relations:
         self.by_id: dict[bytes, Route] = {}
         self.announced = 0  # descriptions so far
         self._strangers: dict[bytes, SchemaChanged] = {}
+        self._replaced = {oid.to_bytes(4, "big"): name for name, found in plan.replaced.items() for oid in found.oids}
+        self.left_out = LeftOut(log)
         self._plan = plan
         self._database = database
         self._registry = registry
@@ -77,6 +84,9 @@ class Relations:
         key, table = relation.name, self._plan.sources.get(relation.name)
         if self._plan.canary is not None and (relation.schema, relation.name) == (SCHEMA, CANARY_TABLE):
             key, table = CANARY, self._plan.canary
+        if oid in self._replaced and (table is None or table.oid != relation.oid):
+            self.by_id.pop(oid, None)
+            return
         if table is None or table.schema != relation.schema:
             self.by_id.pop(oid, None)
             self._strangers[oid] = self._unprepared(relation)
@@ -84,7 +94,7 @@ class Relations:
         if table.oid and table.oid != relation.oid:
             raise SchemaChanged(
                 f"table {table.schema}.{table.name} was dropped and created anew: changes made in between are lost",
-                hint="`slackwater cancel`, then prepare anew",
+                hint="stop `slackwater run`, then `slackwater prepare`: it loads that table anew, and no other",
             )
         wire = self._wire(relation, table)
         route = self._routes.get(key)
@@ -96,6 +106,13 @@ class Relations:
             else:
                 route.wire, route.encode = wire, encode
         self.by_id[oid] = route
+
+    def leaves_out(self, oid: bytes) -> bool:
+        """Whether a row of a relation without a route is one of a table whose place another one has taken."""
+        if (name := self._replaced.get(oid)) is None:
+            return False
+        self.left_out.add(name)
+        return True
 
     def stranger(self, oid: bytes) -> Halt:
         """What a row of a relation without a route means."""

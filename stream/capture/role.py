@@ -222,6 +222,8 @@ class Reader:
                 self._tick()
         except Stopped:
             return
+        finally:
+            self._relations.left_out.say(last=True)
 
     def _patience_s(self) -> float:
         """How long a read may wait. The publisher ends it when it has nothing more to do."""
@@ -268,6 +270,7 @@ class Reader:
             return
         self._ticked_at = now
         self._publisher.check()
+        self._relations.left_out.say()
         self._report()
         if now - self._pinged_at >= PING_S:
             self._pinged_at = now

@@ -15,7 +15,7 @@ from connectors.postgres import catalog, chunks, control, slots
 from schemas.control import CANARY, CANARY_TABLE, SCHEMA
 from schemas.direction import Direction, epochs_topic, schemas_topic, slot_name, topic_name
 from schemas.epoch import Epoch
-from schemas.plan import Plan
+from schemas.plan import Plan, Replaced
 from schemas.position import ZERO, Position
 from schemas.spec import Spec
 from schemas.table import Table
@@ -36,11 +36,18 @@ def canary_topic(spec: Spec, direction: Direction) -> str:
 
 
 def stand(
-    work: Work, plan: Plan, outputs: dict[str, dict[str, str]], before: Flow | None, *, canary: Table | None = None
+    work: Work,
+    plan: Plan,
+    outputs: dict[str, dict[str, str]],
+    before: Flow | None,
+    *,
+    canary: Table | None = None,
+    replaced: Mapping[str, Replaced] | None = None,
 ) -> Flow:
     """Topics, publication and slot of the plan's direction; what is there already is left as it is.
 
-    `before`: the flow as it was prepared. `canary`: the table that is published beside the sources.
+    `before`: the flow as it was prepared. `canary`: the table that is published beside the sources. `replaced`: tables
+    whose name another one had, which is in the publication still where it was renamed.
     Errors: StreamGap, SlotLost, Halt when what was prepared is no longer what it was; Contended; Refused.
     """
     spec, direction = work.spec, plan.direction
@@ -62,6 +69,9 @@ def stand(
     feeding = catalog.server(work.side(direction.target)).identity
     if slots.ensure_publication(source, name, published, feeding=feeding):
         work.done(f"publication {name}: {preflight.listed(listed)}")
+    gone = [oid for found in (replaced or {}).values() for oid in found.oids]
+    if left := slots.leave_out(source, name, gone, published):
+        work.done(f"publication {name}: without {preflight.listed(left)}, whose place another table has taken")
     failpoint(f"{verb}.after_publication")
     server = catalog.server(source)
     point = build.make_slot(work, direction, name, epochs, before, first_run=epochs in made)
@@ -81,6 +91,7 @@ def stand(
         consistent_point=point,
         canary=canary,
         canary_topic=own,
+        replaced=dict(replaced or {}),
     )
 
 

@@ -31,6 +31,7 @@ from stream.migration.journal import Actor, append
 from stream.migration.paths import Paths, found, in_force
 from stream.migration.phases import Phase
 from stream.migration.prepared import Flow, Prepared, plan_of
+from stream.migration.replaced import replaced
 from stream.migration.silent_changes import Standing, settle, standing, watched
 from stream.preflight import bindings, counted, ddl, identity
 
@@ -108,7 +109,7 @@ def _prepare(work: Work, confirm: Callable[[str], None]) -> Outcome:
     diff = _difference(work, before, plan, resolution, stand)
     if before is not None and (diff or _shape(before) != _shape(_document(work, plan, before, before.forward, kept))):
         _announce(work, diff, confirm)
-    prepared = _document(work, plan, before, _stand(work, plan, outputs, before), kept)
+    prepared = _document(work, plan, before, _stand(work, plan, outputs, before, sources), kept)
     if before is None:
         _begin(work, plan, prepared, stand)
         result = "prepared"
@@ -190,11 +191,21 @@ def _announce(work: Work, diff: Difference, confirm: Callable[[str], None]) -> N
         confirm(f"Empty {', '.join(emptied)} on new, and backfill anew?")
 
 
-def _stand(work: Work, plan: Plan, outputs: dict[str, dict[str, str]], before: Prepared | None) -> Flow:
+def _stand(
+    work: Work,
+    plan: Plan,
+    outputs: dict[str, dict[str, str]],
+    before: Prepared | None,
+    sources: Mapping[str, Table],
+) -> Flow:
     """Everything outside the last transaction: types, mirrors, fences, topics, publication, slot."""
     build.make_types(work, plan)
     build.make_fences(work)
-    return direction.stand(work, plan, outputs, None if before is None else before.forward)
+    if before is None:
+        return direction.stand(work, plan, outputs, None)
+    flow = before.forward
+    gone = replaced(flow.replaced, flow.streamed, before.old, sources, chunks.written(work.old))
+    return direction.stand(work, plan, outputs, flow, replaced=gone)
 
 
 def _document(work: Work, plan: Plan, before: Prepared | None, flow: Flow, paths: Paths) -> Prepared:

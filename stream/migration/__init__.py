@@ -8,6 +8,7 @@ phase_store    the phase, read and moved on new, each move with its journal entr
 journal        who did what, when: a chain of hashes on new
 turn_journal   what the journal says of turns; history, never the authority
 pauses         the emergency brake: a row per thing that is paused
+replaced       tables that took another one's name: which rows are the predecessor's, and that they are left out
 silent_changes what moved rows without an event: found in the catalogs, kept until it is done with
 topics         a flow's topics in Kafka: made, known again by their ids, taken away
 

@@ -15,7 +15,7 @@ from connectors.postgres import control, sequences
 from connectors.postgres.session import Connection
 from schemas.direction import Direction, Side
 from schemas.errors import Refused
-from schemas.plan import Plan
+from schemas.plan import Plan, Replaced
 from schemas.position import Lsn, format_lsn, parse_lsn
 from schemas.resolve import Resolution, finish, resolve
 from schemas.reversal import Loss
@@ -36,6 +36,7 @@ class Flow:
     whole to the target, `mappings` target table -> fingerprint, `outputs` target table -> output -> its type as the
     target describes it. `topics` is keyed by source table; `topic_ids` by topic, the epochs topic included.
     `consistent_point` is where the slot begins and epoch 0 ends. `canary` is `slackwater.canary` where it is published.
+    `replaced`: streamed tables, of now or of once, whose name another relation had.
     """
 
     streamed: tuple[str, ...]
@@ -52,6 +53,7 @@ class Flow:
     consistent_point: Lsn
     canary: Table | None = None
     canary_topic: str = ""
+    replaced: dict[str, Replaced] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,8 @@ class Prepared:
         for flow in (doc["forward"], doc["reverse"]):
             if flow is not None:
                 flow["consistent_point"] = format_lsn(flow["consistent_point"])
+                for found in flow["replaced"].values():
+                    found["until"] = format_lsn(found["until"])
         return json.dumps(doc, separators=(",", ":"))
 
     @classmethod
@@ -148,7 +152,7 @@ def plan_for(spec: Spec, prepared: Prepared, direction: Direction) -> Plan:
         )
     paths = in_force(spec, prepared.paths)
     plan = plan_of(spec, direction, resolution, sources, targets, flow.topics, flow.outputs, paths)
-    return replace(plan, canary=flow.canary, canary_topic=flow.canary_topic)
+    return replace(plan, canary=flow.canary, canary_topic=flow.canary_topic, replaced=flow.replaced)
 
 
 def plan_of(
@@ -203,6 +207,10 @@ def _flow(doc: Map[str, Any]) -> Flow:
         consistent_point=parse_lsn(doc["consistent_point"]),
         canary=None if doc.get("canary") is None else _table(doc["canary"]),
         canary_topic=doc.get("canary_topic", ""),
+        replaced={
+            name: Replaced(oids=tuple(found["oids"]), until=parse_lsn(found["until"]))
+            for name, found in doc.get("replaced", {}).items()
+        },
     )
 
 
