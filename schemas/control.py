@@ -273,7 +273,7 @@ create table if not exists slackwater.fingerprint (   -- what was last accepted 
 create table if not exists slackwater.silent_change (  -- what changed a table without an event, on the side it is on
   id bigint generated always as identity primary key,
   migration text not null, side text not null, relation text not null,
-  kind text not null,                  -- file, values, shape, lost
+  kind text not null,                  -- file, values, code, shape, lost
   cause text not null,
   state text not null default 'found', -- found, voided (verdicts say nothing since), done
   found_at timestamptz not null default clock_timestamp(),

@@ -7,7 +7,7 @@ values had moved: a table is compared once too often, never once too seldom.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -19,6 +19,7 @@ class Kind(StrEnum):
 
     FILE = "file"  # the rows lie in another file, and nothing says that a value moved: one pass of digests
     VALUES = "values"  # values, or their text, may have moved: read again by digests
+    CODE = "code"  # what computes values is another one: each row is computed again where it is computed
     SHAPE = "shape"  # a column that is used is not there any more as it was prepared
     LOST = "lost"  # rows were, or are, in no stream
 
@@ -47,7 +48,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaf:
-    """A partition at any depth. `born` with its parent, or attached to it later; `link` is its place's version."""
+    """A partition at any depth. `born` in its place, empty, or attached to it later; `link` is its place's version."""
 
     name: str  # schema.table
     kind: str  # pg_class.relkind
@@ -67,11 +68,15 @@ class Type:
     element: int
     labels: Mapping[str, str] = field(default_factory=dict)  # of an enum, by their oid
     attributes: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # of a composite: (type, typmod) by number
+    extension: str | None = None  # name and version, where one brought it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """One table. `member` is the oid of its place in the publication of the direction that begins on its side."""
+    """One table. `member` is the oid of its place in the publication of the direction that begins on its side.
+
+    `functions` are users' functions that compute its rows, by signature; None: nobody has looked at them.
+    """
 
     oid: int
     persistence: str
@@ -81,6 +86,7 @@ class Parts:
     leaves: Mapping[str, Leaf]  # by oid
     types: Mapping[str, Type]  # by oid
     collations: Mapping[str, tuple[str, str | None]]  # (name, version) by oid; the database's own is 0
+    functions: Mapping[str, str] | None = None
 
     def document(self) -> dict[str, Any]:
         return asdict(self)
@@ -100,7 +106,14 @@ class Parts:
                 for n, t in doc["types"].items()
             },
             collations={n: (c[0], c[1]) for n, c in doc["collations"].items()},
+            functions=doc.get("functions"),
         )
+
+    def keeping(self, before: Parts | None) -> Parts:
+        """With what was known before of what nobody has looked at now."""
+        if self.functions is not None or before is None or before.functions is None:
+            return self
+        return replace(self, functions=before.functions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +141,7 @@ def compare(table: str, before: Parts, now: Parts | None, *, used: Collection[st
         *_leaves(table, before, now, source),
         *_columns(table, before, now, used),
         *_types(table, before, now),
+        *_functions(table, before, now),
     ]
     if not found and _moved(before, now):
         what = f"{table} was rewritten, value for value as it seems (VACUUM FULL, CLUSTER, REPACK or a tablespace)"
@@ -233,8 +247,20 @@ def _types(table: str, before: Parts, now: Parts) -> Found:
             yield Kind.VALUES, f"a label of type {current.name}, which {table} uses, was renamed"
         if then.attributes != current.attributes:
             yield Kind.VALUES, f"composite type {current.name}, which {table} uses, was altered"
+        if then.extension is not None and then.extension != current.extension:
+            yield Kind.VALUES, f"extension {then.extension}, whose type {table} uses, is another version now"
         if (then.base, then.typmod, then.element) != (current.base, current.typmod, current.element):
             yield Kind.VALUES, f"type {current.name}, which {table} uses, was altered"
     for oid, (name, version) in before.collations.items():
         if oid in now.collations and now.collations[oid][1] != version:
             yield Kind.VALUES, f"collation {name}, which {table} uses, has another version"
+
+
+def _functions(table: str, before: Parts, now: Parts) -> Found:
+    if before.functions is None or now.functions is None:
+        return
+    for name in sorted(before.functions.keys() | now.functions.keys()):
+        then, current = before.functions.get(name), now.functions.get(name)
+        if then != current:
+            how = "dropped" if current is None else "replaced" if then is not None else "added"
+            yield Kind.CODE, f"function {name}, by which rows of {table} are computed, was {how}"

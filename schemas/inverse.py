@@ -357,10 +357,11 @@ class _Turn:
         """Functions that change nothing when they are applied to their own result: what they forgot stays forgotten."""
         said = _FORGETS.get(type(node))
         if said is None:
-            name = str(node.this) if isinstance(node, exp.Anonymous) else node.sql_name().lower()  # type: ignore[attr-defined]
-            raise NoWay(
-                f"{name}() has no reverse that is known here" if isinstance(node, exp.Func) else "it is computed"
-            )
+            called = node.expression if isinstance(node, exp.Dot) else node  # with its schema, or without one
+            if not isinstance(called, exp.Func):
+                raise NoWay("it is computed")
+            name = str(called.this) if isinstance(called, exp.Anonymous) else called.sql_name().lower()
+            raise NoWay(f"{name}() has no reverse that is known here")
         others = [c for c in node.find_all(exp.Column) if self.find(c) is None]
         columns = {c.name for c in node.find_all(exp.Column)}
         if others or len(columns) != 1 or not any(isinstance(node.this, t) for t in (exp.Column, exp.Paren, exp.Cast)):

@@ -11,15 +11,15 @@ Measured on 1,000 tables of 10 columns (PostgreSQL 18, one core of a small cloud
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from connectors.postgres import called_code
+from connectors.postgres.called_code import FIRST_NORMAL_OID
 from connectors.postgres.session import Connection, translated
 from schemas.fingerprint import Column, Leaf, Parts, Type
 from schemas.position import Lsn, parse_lsn
-
-FIRST_NORMAL_OID = 16384  # PostgreSQL's own objects lie below it, and do not change
 
 _HASH = "pg_catalog.concat(count(*), ':', sum(pg_catalog.hashtextextended({text}, {seed})))"
 
@@ -49,6 +49,14 @@ select pg_catalog.concat_ws(' ',
   {_sum("pg_index where indrelid = any(%(relations)s::oid[])", "xmin::text", "indexrelid::bigint")},
   {_sum("pg_type where oid = any(%(types)s::oid[])", "xmin::text", "oid::bigint")},
   {_sum("pg_enum where enumtypid = any(%(types)s::oid[])", "xmin::text", "oid::bigint")},
+  {_sum("pg_extension", "xmin::text", "oid::bigint")},
+  {
+    _sum(
+        f"pg_proc where proname = any(%(functions)s::name[]) and oid >= {FIRST_NORMAL_OID}",
+        "xmin::text",
+        "oid::bigint",
+    )
+},
   {_sum("pg_collation where oid = any(%(collations)s::oid[])", "xmin::text", "oid::bigint")},
   {_sum("pg_publication where pubname = %(publication)s", "xmin::text", "oid::bigint")},
   {
@@ -72,7 +80,8 @@ _SCHEMAS = ", " + _sum(
     "oid::bigint",
 )
 
-# One statement, so that all of it is of one moment.
+# One statement, so that all of it is of one moment. A partition was born in its place where its columns are of the
+# command that made it: ATTACH, in the same transaction even, writes them anew.
 _READ = f"""
 with recursive root as materialized (
   select c.oid, c.relname, c.relkind, c.relpersistence, c.relfilenode
@@ -101,7 +110,10 @@ with recursive root as materialized (
 ), leaf as (
   select t.root, pg_catalog.jsonb_object_agg(c.oid::text, pg_catalog.jsonb_build_object(
            'name', n.nspname || '.' || c.relname, 'kind', c.relkind, 'persistence', c.relpersistence,
-           'file', c.relfilenode::bigint, 'born', i.xmin::text = y.xmin::text, 'link', i.xmin::text)) as found,
+           'file', c.relfilenode::bigint, 'link', i.xmin::text,
+           'born', i.xmin::text = y.xmin::text and not exists (
+             select from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0
+                and (a.xmin::text, a.cmin::text) <> (y.xmin::text, y.cmin::text)))) as found,
          pg_catalog.array_agg(c.oid::bigint) as oids
     from tree t join pg_catalog.pg_class c on c.oid = t.oid join pg_catalog.pg_namespace n on n.oid = c.relnamespace
     join pg_catalog.pg_type y on y.oid = c.reltype join pg_catalog.pg_inherits i on i.inhrelid = c.oid
@@ -116,6 +128,10 @@ with recursive root as materialized (
   select t.root, pg_catalog.jsonb_object_agg(y.oid::text, pg_catalog.jsonb_build_object(
            'name', n.nspname || '.' || y.typname, 'base', y.typbasetype::bigint, 'typmod', y.typtypmod,
            'element', y.typelem::bigint,
+           'extension', (select e.extname || ' ' || e.extversion from pg_catalog.pg_depend d
+                           join pg_catalog.pg_extension e on e.oid = d.refobjid
+                          where d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass and d.objid = y.oid
+                            and d.deptype = 'e'),
            'labels', coalesce((select pg_catalog.jsonb_object_agg(e.oid::text, e.enumlabel)
                                  from pg_catalog.pg_enum e where e.enumtypid = y.oid), '{{}}'),
            'attributes', coalesce((select pg_catalog.jsonb_object_agg(
@@ -157,6 +173,7 @@ class Glance:
     types: tuple[int, ...]
     collations: tuple[int, ...]
     publication: str
+    functions: tuple[str, ...] = ()  # names that mappings call
 
     def take(self, conn: Connection) -> tuple[str, Lsn]:
         """What the catalogs look like, and the WAL's insert position at that moment or a little later.
@@ -173,23 +190,34 @@ class Glance:
                     "types": list(self.types),
                     "collations": list(self.collations),
                     "publication": self.publication,
+                    "functions": list(self.functions),
                 },
                 prepare=True,
             ).fetchone()
         return row[0], parse_lsn(row[1])
 
 
-def read(conn: Connection, schema: str, names: Collection[str], publication: str) -> tuple[dict[str, Parts], Glance]:
+def read(
+    conn: Connection,
+    schema: str,
+    names: Collection[str],
+    publication: str,
+    calls: Mapping[str, Collection[str]] | None = None,
+) -> tuple[dict[str, Parts], Glance]:
     """The parts of each of the tables that is there, by name, and a glance at them.
 
-    `publication` is that of the direction which begins on this side; there need not be one. One statement: what it
-    finds is of one moment, inside a transaction of the caller's too.
+    `calls`: table -> the names in what computes its rows; None: nothing of it is looked at. `publication` is that of
+    the direction which begins on this side; there need not be one. The tables are read by one statement: what it finds
+    is of one moment, inside a transaction of the caller's too.
     """
     with translated(f"cannot read the catalogs of schema {schema}"):
         rows: list[Any] = conn.execute(
             _READ.encode(), {"schema": schema, "names": sorted(names), "publication": publication}
         ).fetchall()
     found = {row[0]: _parts(row) for row in rows}
+    code = None if calls is None else called_code.read(conn, {t: n for t, n in calls.items() if t in found})
+    if code is not None:
+        found = {table: replace(parts, functions=code.of.get(table, {})) for table, parts in found.items()}
     relations = [row[1] for row in rows] + [oid for row in rows for oid in row[9] or ()]
     glance = Glance(
         relations=_sorted(relations),
@@ -197,12 +225,17 @@ def read(conn: Connection, schema: str, names: Collection[str], publication: str
         types=_sorted(oid for row in rows for oid in row[10] or ()),
         collations=_sorted(oid for row in rows for oid in row[12] or ()),
         publication=publication,
+        functions=() if code is None else code.names,
     )
     return found, glance
 
 
 def survey(
-    conn: Connection, schema: str, names: Collection[str], publication: str
+    conn: Connection,
+    schema: str,
+    names: Collection[str],
+    publication: str,
+    calls: Mapping[str, Collection[str]] | None = None,
 ) -> tuple[dict[str, Parts], Glance, str, Lsn]:
     """`read`, and what its glance shows at that same moment, with the WAL's position then or a little later.
 
@@ -210,7 +243,7 @@ def survey(
     """
     with translated(f"cannot read the catalogs of schema {schema}"), conn.transaction():
         conn.execute("set transaction isolation level repeatable read, read only")
-        parts, glance = read(conn, schema, names, publication)
+        parts, glance = read(conn, schema, names, publication, calls)
         return (parts, glance, *glance.take(conn))
 
 

@@ -8,6 +8,7 @@ stream has shown it.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from connectors.postgres.silent_changes import Silent
 from schemas.direction import Direction, Side, slot_name
 from schemas.errors import SchemaChanged
 from schemas.fingerprint import Change, Kind, Parts, compare
+from schemas.mapping import Mapping as TableMapping
 from schemas.plan import Plan
 from schemas.position import Lsn
 
@@ -24,19 +26,26 @@ log = logging.getLogger("slackwater.catalogs")
 
 UNKNOWN = "what could change {} without an event was not kept before now"
 
+_CALLED = re.compile(r'(?:"((?:[^"]|"")+)"|([A-Za-z_\u0080-\uffff][\w$]*))\s*\(')
+
 Explains = Callable[[str, Lsn], bool | None]
 """Whether a TRUNCATE in the stream explains that a table lies in another file at an LSN; None: not known yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watched:
-    """What is looked at on one side: its tables, each with the columns that mappings read or write."""
+    """What is looked at on one side: its tables, each with the columns that mappings read or write.
+
+    `calls`: of tables that mappings write, the names in what computes their rows; it is looked at while the side is
+    closed, for then that is done there. None where the stream begins.
+    """
 
     migration: str
     side: Side
     schema: str
     used: Mapping[str, Collection[str]]
     source: bool
+    calls: Mapping[str, Collection[str]] | None = None
 
     @property
     def publication(self) -> str:
@@ -67,7 +76,22 @@ def watched(plan: Plan, side: Side) -> Watched:
     else:
         used = {m.target: set(m.columns) for m in plan.mappings}
     schema = plan.source_schema if source else plan.target_schema
-    return Watched(migration=plan.migration, side=side, schema=schema, used=used, source=source)
+    calls = None if source else {m.target: _called(m) for m in plan.mappings}
+    return Watched(migration=plan.migration, side=side, schema=schema, used=used, source=source, calls=calls)
+
+
+def _called(mapping: TableMapping) -> frozenset[str]:
+    """Every name that stands before a parenthesis; most of them are PostgreSQL's own, or no functions at all."""
+    if mapping.origin == "copy":
+        return frozenset()
+    texts = (mapping.text, *(feed.query for feed in mapping.feeds.values()))
+    found = (q.replace('""', '"') if q else w.lower() for text in texts for q, w in _CALLED.findall(text))
+    return frozenset(found)
+
+
+def _open(conn: Connection, what: Watched) -> bool:
+    turn = control.turn(conn, what.migration, what.side)
+    return turn is None or turn.open
 
 
 class Lookout:
@@ -79,6 +103,7 @@ class Lookout:
         self._seen: str | None = None  # what the glance showed when all was looked at
         self._stay: list[Change] = []  # what was found then
         self._said: set[str] = set()
+        self._open: bool | None = None  # the side, at the last look
         self._since: dict[str, tuple[Parts, Lsn]] = {}  # tables in another file: as they are, and when first seen so
 
     def look(self, conn: Connection, *, explains: Explains = lambda _, __: False) -> tuple[list[Change], bool]:
@@ -87,12 +112,14 @@ class Lookout:
         What differs otherwise is kept and accepted, by the role whose side it is now: of the side that is open, by
         whoever reads its stream; of one that is closed, by whoever writes there.
         """
+        what = self._what
+        if self._open is not (open_ := _open(conn, what)):
+            self._open, self._seen = open_, None
         if self._glance is not None and self._seen is not None and self._glance.take(conn)[0] == self._seen:
             return self._stay, False
-        what = self._what
-        now, self._glance, seen, at = fingerprint.survey(conn, what.schema, what.used, what.publication)
-        turn = control.turn(conn, what.migration, what.side)
-        if what.source is (turn is None or turn.open):
+        calls = None if open_ else what.calls
+        now, self._glance, seen, at = fingerprint.survey(conn, what.schema, what.used, what.publication, calls)
+        if what.source is open_:
             self._stay, settled = self._take(conn, explains, at, now)
         else:
             before = silent_changes.accepted(conn, what.migration, what.side)
@@ -110,6 +137,7 @@ class Lookout:
         with control.transaction(conn, "looking for changes without an event"):
             silent_changes.lock(conn, what.migration, what.side)
             before = silent_changes.accepted(conn, what.migration, what.side)
+            now = {table: parts.keeping(before.get(table)) for table, parts in now.items()}
             found = what.changes(before, now)
             undecided: set[str] = set()
             explained: set[str] = set()
@@ -165,7 +193,9 @@ class Onlooker:
         for one in of:
             for table, columns in one.used.items():
                 used.setdefault(table, set()).update(columns)
-        self.what = replace(of[0], used=used)
+        calls = next((one.calls for one in of if one.calls is not None), None)
+        self.what = replace(of[0], used=used, calls=calls)
+        self._open: bool | None = None  # the side, at the last look
         self._glance: fingerprint.Glance | None = None
         self._seen: str | None = None  # what the glance showed when nothing differed
 
@@ -185,9 +215,12 @@ class Onlooker:
     def differing(self, conn: Connection) -> list[Change]:
         """How it differs from what was last accepted."""
         what = self.what
+        if self._open is not (open_ := _open(conn, what)):
+            self._open, self._seen = open_, None
         if self._glance is not None and self._seen is not None and self._glance.take(conn)[0] == self._seen:
             return []
-        parts, self._glance, seen, _ = fingerprint.survey(conn, what.schema, what.used, what.publication)
+        calls = None if open_ else what.calls
+        parts, self._glance, seen, _ = fingerprint.survey(conn, what.schema, what.used, what.publication, calls)
         found = what.changes(silent_changes.accepted(conn, what.migration, what.side), parts)
         self._seen = None if found else seen
         return found
@@ -217,7 +250,8 @@ class Standing:
 def standing(conn: Connection, what: Watched, only: Collection[str] | None = None) -> Standing:
     """Read one side, or some tables of it; changes nothing."""
     names = what.used.keys() if only is None else set(only)
-    parts, _ = fingerprint.read(conn, what.schema, names, what.publication)
+    calls = None if what.calls is None else {t: called for t, called in what.calls.items() if t in names}
+    parts, _ = fingerprint.read(conn, what.schema, names, what.publication, calls)
     before = {t: p for t, p in silent_changes.accepted(conn, what.migration, what.side).items() if t in names}
     waits = (one for one in silent_changes.waiting(conn, what.migration, what.side) if one.table in names)
     return Standing(what=what, parts=parts, differing=tuple(what.changes(before, parts)), waits=tuple(waits))

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -83,6 +83,7 @@ class Recheck:
         self.way: Way | None = None  # set, and set anew, by whoever builds the role
         self._ended = threading.Event()
         self._attempts = _Attempts()
+        self._computed: set[tuple[Side, int]] = set()  # changes of code since which each row was computed again
         self._said: str | None = None
         self._thread = threading.Thread(target=self._run, name="recheck", daemon=True)
 
@@ -177,7 +178,8 @@ class Recheck:
             if one.kind.stays:
                 continue
             tables = concerned(plan, one)
-            if all(_clean_since(verdicts.get(table), one) for table in tables):
+            computed = one.kind is not Kind.CODE or (one.side, one.id) in self._computed
+            if computed and all(_clean_since(verdicts.get(table), one) for table in tables):
                 silent_changes.done(sides[one.side], [one.id])
                 log.info("%s: %s: compared since, and clean", one.side, one.cause)
             elif tables:
@@ -198,17 +200,25 @@ class Recheck:
         if not guard(target, plan, self._ended, patience_s=GUARD_S):
             raise Stopped
         try:
-            hurry = 1.0 if any(one.kind is Kind.VALUES for one in left) else GENTLE
+            hurry = GENTLE if all(one.kind is Kind.FILE for one in left) else 1.0
+            coded = [one for one in left if one.kind is Kind.CODE]
+            each = frozenset(table for one in coded for table in concerned(plan, one))
             for _ in range(2):
-                if not self._pass(way, task, target, tables, hurry):
+                if not self._pass(way, task, target, tables, hurry, each):
                     break
+            self._computed.update((one.side, one.id) for one in coded)
         finally:
             release(target, plan)
             at = self._attempts
             at.due_at, at.pause_s = time.monotonic() + at.pause_s, min(LONGEST_S, 2 * at.pause_s)
 
-    def _pass(self, way: Way, task: Task, target: Connection, tables: Sequence[str], hurry: float) -> bool:
-        """One pass; whether rows were asked for, and have been read again."""
+    def _pass(
+        self, way: Way, task: Task, target: Connection, tables: Sequence[str], hurry: float, each: Collection[str]
+    ) -> bool:
+        """One pass; whether rows were asked for, and have been read again. Of `each`, every row is computed again.
+
+        Digests would not tell: the source computes with code of its own, and what is there was computed alike.
+        """
         wanted: list[tuple[str, repair.Asked]] = []
 
         def mend(pair: Pair, view: View, found: Sequence[Found]) -> None:
@@ -231,6 +241,7 @@ class Recheck:
                 hurry=hurry,
                 mend=mend,
                 yielding=lambda: is_wanted(target, way.plan),
+                each=each,
             )
             sweep.run(self._ended)
         # Only now: what is asked for voids the pass that it is asked in.

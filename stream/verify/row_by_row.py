@@ -24,11 +24,20 @@ def lacks(error: SlackwaterError) -> bool:
     return isinstance(error, Halt) and state in (UNDEFINED_FUNCTION, UNDEFINED_OBJECT, UNDEFINED_SCHEMA)
 
 
-def every_row(pair: Pair, witness: Witness, view: View, chunk: Chunk, why: SlackwaterError) -> Compared:
+def possible(view: View) -> bool:
+    """Whether something says which source rows feed an owner, and no chunk has more rows than are judged so."""
+    return (
+        bool(view.mapping.key)
+        and restricts(view) is not None
+        and (view.space is not None or view.rows_estimate <= MOST // 2)
+    )
+
+
+def every_row(pair: Pair, witness: Witness, view: View, chunk: Chunk, why: SlackwaterError | None = None) -> Compared:
     """A chunk of which each row is a suspect. Errors: `why`, where nothing says which source rows feed an owner."""
     by = restricts(view)
     if by is None or not view.mapping.key:
-        raise why
+        raise why or Halt(f"nothing says which rows {view.name} comes from", hint="slackwater check")
     limit = f" limit {MOST + 1}"
     timeout_s = RANGE_S if view.space is not None else SCAN_S
     fed: dict[Key, None] = {}
@@ -44,7 +53,7 @@ def every_row(pair: Pair, witness: Witness, view: View, chunk: Chunk, why: Slack
         there: list[Key] = list(pair.target.all(query, f"reading keys of {view.name} on the target"))
     if max(len(fed), len(there)) > MOST:
         raise Halt(
-            f"{why.cause}; and it has too many rows to be compared one by one",
+            f"{why.cause if why else view.name}; and it has too many rows to be compared one by one",
             hint="create on the source what it lacks; it is needed only while rows are compared",
         )
     found = dict.fromkeys(there) | dict.fromkeys(_made(witness, view, list(fed)))

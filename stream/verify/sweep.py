@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from connectors.failpoint import failpoint
@@ -65,7 +65,9 @@ class Sweep:
         progress: Callable[[Sweep], None] = lambda _: None,
         yielding: Callable[[], bool] = lambda: False,
         mend: Callable[[Pair, View, Sequence[Found]], None] | None = None,
+        each: Collection[str] = (),
     ) -> None:
+        self._each = each
         self._task = task
         self.throttle = throttle
         self._only = only
@@ -384,6 +386,9 @@ class Sweep:
 
     def _compared(self, pair: Pair, witness: Witness, tally: Tally, chunk: Chunk) -> Compared:
         view = tally.view
+        if view.name in self._each and row_by_row.possible(view):
+            tally.by_rows = True
+            return row_by_row.every_row(pair, witness, view, chunk)
         try:
             return compare(pair, view, chunk)
         except Halt as error:

@@ -120,6 +120,30 @@ FORMS: list[tuple[str, Kind | None, str]] = [
         "partition s.p2 was detached from p and attached again",
     ),
     ("create table s.p3 partition of s.p for values from (200) to (300)", None, ""),
+    (
+        (
+            "create table s.p3 partition of s.p for values from (200) to (300) partition by range (id);"
+            " create table s.p3a partition of s.p3 for values from (200) to (250)"
+        ),
+        None,
+        "",
+    ),
+    (
+        (
+            "create table s.p3 (id int not null, v text); insert into s.p3 values (250, 'x');"
+            " alter table s.p attach partition s.p3 for values from (200) to (300)"
+        ),
+        Kind.VALUES,
+        "partition s.p3 was attached to p",
+    ),
+    (
+        (
+            "create table s.p3 as select 250 as id, 'x'::text as v; alter table s.p3 alter id set not null;"
+            " alter table s.p attach partition s.p3 for values from (200) to (300)"
+        ),
+        Kind.VALUES,
+        "partition s.p3 was attached to p",
+    ),
     ("create unlogged table s.p3 partition of s.p for values from (200) to (300)", Kind.LOST, "s.p3 of p is unlogged"),
     # the table itself
     ("drop table s.t", Kind.LOST, "t was dropped or renamed"),

@@ -381,6 +381,8 @@ def test_what_is_turned_round_with_loss(expression: str, old: str, new: str, sql
     ("expression", "old", "new", "why"),
     [
         ("md5(a)", "text", "text", "no reverse"),
+        ("lib.label(a)", "text", "text", "label() has no reverse"),
+        ("a[1]", "text[]", "text", "it is computed"),
         ("a = 'Y'", "text", "boolean", "comparison"),
         ("case a when 1 then 'x' else 'y' end", "integer", "text", "list each value"),
         ("case a when 1 then 'x' when 2 then 'x' end", "integer", "text", "two values become one"),
