@@ -149,7 +149,7 @@ class KeySpace:
         name = quote(self.key[0])
         with translated(f"cannot plan chunks of {self.table.schema}.{self.table.name}"):
             row = conn.execute(
-                f"select min({name})::bigint, max({name})::bigint from {relation(self.table)}"
+                f"select pg_catalog.min({name})::bigint, pg_catalog.max({name})::bigint from {relation(self.table)}"
             ).fetchone()
         if row is None or row[0] is None:
             return None
@@ -179,7 +179,7 @@ class KeySpace:
 
     def count(self, conn: Connection, chunk: Chunk) -> int:
         """How many rows the chunk has now."""
-        query = f"select count(*) from {relation(self.table)} where {self.condition(conn, chunk)}"
+        query = f"select pg_catalog.count(*) from {relation(self.table)} where {self.condition(conn, chunk)}"
         with translated(f"cannot count rows of {self.table.schema}.{self.table.name}"):
             row = conn.execute(query).fetchone()
         assert row is not None

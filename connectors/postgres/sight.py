@@ -135,15 +135,15 @@ class Sight:
         if not self.from_replica:
             return None
         with translated("cannot read the replica's position"):
-            row = self.rows.execute("select pg_last_wal_replay_lsn()::text").fetchone()
+            row = self.rows.execute("select pg_catalog.pg_last_wal_replay_lsn()::text").fetchone()
         return Lsn(0) if row is None or row[0] is None else parse_lsn(str(row[0]))
 
     def nudge(self, migration: str, direction: Direction) -> None:
         """A message in the WAL, so that an epoch ends past here soon though nobody writes."""
         with translated("cannot write a message to the WAL"):
             self.primary.execute(
-                "select pg_logical_emit_message(true, 'slackwater.verify',"
-                " json_build_object('migration', %s::text, 'direction', %s::text)::text)",
+                "select pg_catalog.pg_logical_emit_message(true, 'slackwater.verify',"
+                " pg_catalog.json_build_object('migration', %s::text, 'direction', %s::text)::text)",
                 (migration, direction.value),
             )
 

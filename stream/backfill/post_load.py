@@ -163,13 +163,16 @@ class After:
         with translated("running a statement of backfill.after"), conn.transaction():
             # It may fill what no mapping writes: it shows a pass, and is our own work to the other direction.
             conn.execute(
-                "select pg_logical_emit_message(true, %s, %s)",
+                "select pg_catalog.pg_logical_emit_message(true, %s, %s)",
                 (ECHO_PREFIX, f"{self._migration}.{Direction.FORWARD}"),
             )
             fence.show_pass(conn, _PASS)
             self._closed(conn)
             # Against a second process that does the same.
-            conn.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"slackwater.after.{digest}",))
+            conn.execute(
+                "select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(%s, 0))",
+                (f"slackwater.after.{digest}",),
+            )
             ran = conn.execute(
                 "select from slackwater.journal where migration = %s and step = %s and outcome = 'done'"
                 " and detail->>'sha256' = %s",

@@ -16,7 +16,7 @@ from schemas.direction import Direction, slot_name
 from schemas.errors import Refused, Unavailable
 from schemas.spec import Spec
 from stream.lifecycle import build
-from stream.lifecycle.teardown import Outcome, assert_stopped, every_topic, take_away, turns_locked
+from stream.lifecycle.teardown import Outcome, assert_stopped, every_topic, say_kept_rows, take_away, turns_locked
 from stream.migration.phase_store import phase
 from stream.migration.phases import Phase, may_cancel
 from stream.migration.prepared import Prepared
@@ -48,6 +48,7 @@ def cancel(
         row = control.migration(new, spec.migration)
         prepared = None if row is None else Prepared.from_json(row.prepared)
         names = [] if keep_topics else every_topic(spec, old, new, prepared)
+        say_kept_rows(spec, old, new, say)
         confirm(f"End migration {spec.migration}: drop its slots, fences, control rows and topics on both sides?")
         _may(spec, old, new, mark=True)
         take_away(spec, old, new, done, verb="cancel", topics=topics, names=names)

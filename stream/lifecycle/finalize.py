@@ -18,7 +18,7 @@ from schemas.direction import Direction, Side
 from schemas.errors import Refused
 from schemas.spec import Spec
 from stream.lifecycle import build
-from stream.lifecycle.teardown import Outcome, assert_stopped, every_topic, take_away, turns_locked
+from stream.lifecycle.teardown import Outcome, assert_stopped, every_topic, say_kept_rows, take_away, turns_locked
 from stream.migration.phase_store import phase
 from stream.migration.phases import Phase, may_finalize
 from stream.migration.prepared import Prepared
@@ -71,6 +71,7 @@ def finalize(
         if not standing.resumed and prepared is not None:
             _gates(spec, prepared, standing, old, new, waive, done)
         closed = standing.open_.other
+        say_kept_rows(spec, old, new, done)
         confirm(
             f"End migration {spec.migration} with writes on {standing.open_}: drop its slots, publications, fences and"
             f" control rows{', and its topics' if drop_topics else ''}, its journal among them, on both sides?"

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from connectors.failpoint import failpoint
-from connectors.postgres import catalog, control, fence, mirror, slots, truncation
+from connectors.postgres import catalog, control, fence, kept_rows, mirror, slots, truncation
 from connectors.postgres.control import Turn
 from connectors.postgres.session import Connection
 from schemas.direction import Direction, Side, epochs_topic, slot_name
@@ -50,6 +50,17 @@ def assert_stopped(migration: str, old: Connection, new: Connection, verb: str) 
     alive = sorted({*control.alive(old, migration), *control.alive(new, migration)})
     if alive:
         raise Refused("roles of this migration run: " + "; ".join(alive), hint=f"stop them, then {verb} again")
+
+
+def say_kept_rows(spec: Spec, old: Connection, new: Connection, say: Done) -> None:
+    """Before the question: which rows that repairs have kept go with the control schema."""
+    found = {side: kept_rows.kept(conn, spec.migration, side) for side, conn in ((Side.OLD, old), (Side.NEW, new))}
+    said = [text for side, counts in found.items() if (text := kept_rows.clause(side, counts)) is not None]
+    if said:
+        say(
+            f"rows that were kept go with the control schema, and this is their only copy: {'; '.join(said)}"
+            f" (`{spec.command} repaired list --show-values` prints them)"
+        )
 
 
 def take_away(

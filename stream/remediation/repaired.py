@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
-from connectors.postgres import control, fence, targets
+from connectors.postgres import control, fence, targets, user_path
 from connectors.postgres.session import Connection, connect, translated
+from connectors.postgres.user_path import Path
 from connectors.postgres.void import void
 from schemas.control import ECHO_PREFIX
 from schemas.direction import Direction, Side
@@ -25,6 +26,8 @@ from schemas.names import qualified, quote
 from schemas.repair import Action
 from schemas.spec import Spec
 from stream.migration.journal import Actor, append
+from stream.migration.paths import NONE, in_force
+from stream.migration.prepared import load
 
 HOLDER = "repaired restore"
 
@@ -77,18 +80,6 @@ def rows(conn: Connection, migration: str, direction: Direction) -> list[Row]:
     return [Row(**d | {"direction": Direction(d["direction"]), "action": Action(d["action"])}) for d in documents]
 
 
-def left(conn: Connection, migration: str) -> int:
-    """Deleted rows on this database that nobody has put back."""
-    with translated("counting what repairs have kept"):
-        row = conn.execute(
-            "select count(*) from slackwater.repaired where migration = %s and action = 'deleted'"
-            " and restored_at is null",
-            (migration,),
-        ).fetchone()
-    assert row is not None
-    return int(str(row[0]))
-
-
 def restore(spec: Spec, wanted: Sequence[Row], *, actor: Callable[[Connection], Actor]) -> list[Put]:
     """Put rows of one direction back. What is refused leaves the others alone.
 
@@ -101,15 +92,21 @@ def restore(spec: Spec, wanted: Sequence[Row], *, actor: Callable[[Connection], 
         closing(connect(dsns[Side.NEW], application="slackwater repaired")) as new,
     ):
         who = actor(new)
-        done = _restore(spec, conn, direction, wanted, who)
+        document = load(new, spec.migration)
+        path = in_force(spec, NONE if document is None else document.paths).of(direction.target)
+        done = _restore(spec, conn, direction, wanted, who, path)
         tables = sorted({p.row.load for p in done if p.result == "restored"})
         detail = {"direction": direction.value, "rows": sum(p.result == "restored" for p in done), "tables": tables}
         append(new, spec.migration, actor=who, step="repaired restore", detail=detail)
     return done
 
 
-def _restore(spec: Spec, conn: Connection, direction: Direction, wanted: Sequence[Row], who: Actor) -> list[Put]:
+def _restore(
+    spec: Spec, conn: Connection, direction: Direction, wanted: Sequence[Row], who: Actor, path: Path
+) -> list[Put]:
     migration, side = spec.migration, direction.target
+    schema = spec.new.schema_ if side is Side.NEW else spec.old.schema_
+    user_path.assert_safe(conn, path, schema)
     open_ = _open(conn, migration, side, lock=False)
     replica = not open_ and targets.may_be_replica(conn)
     with control.transaction(conn, "cannot put rows back"):
@@ -129,12 +126,13 @@ def _restore(spec: Spec, conn: Connection, direction: Direction, wanted: Sequenc
             fence.show_pass(conn, secret)
         if replica:
             conn.execute("set local session_replication_role = replica")
-        schema = spec.new.schema_ if side is Side.NEW else spec.old.schema_
-        done = [_put(conn, schema, row, who) for row in wanted]
+        done = [_put(conn, schema, row, who, path) for row in wanted]
         if not open_:
             fence.take_pass(conn, migration, side, HOLDER)
         back = {p.row.load for p in done if p.result == "restored"}
         void(conn, migration, direction, tables=back, cause="rows were put back that a repair had deleted")
+        if not replica:  # constraints and triggers that were deferred come now
+            user_path.enter(conn, path)
     return done
 
 
@@ -143,7 +141,7 @@ def _open(conn: Connection, migration: str, side: Side, *, lock: bool) -> bool:
     return turn is not None and turn.open
 
 
-def _put(conn: Connection, schema: str, row: Row, who: Actor) -> Put:
+def _put(conn: Connection, schema: str, row: Row, who: Actor, path: Path) -> Put:
     if row.restored_at is not None:
         return Put(row=row, result="there", why="it was put back before")
     if row.action is not Action.DELETED:
@@ -157,7 +155,7 @@ def _put(conn: Connection, schema: str, row: Row, who: Actor) -> Put:
         return Put(row=row, result="refused", why=f"{row.load} no longer has {', '.join(gone)}")
     try:
         with translated(f"putting a row of {row.load} back"), conn.transaction():
-            if not _insert(conn, name, row):
+            if not _insert(conn, name, row, path):
                 return Put(row=row, result="there", why="a row with its key, or a unique value of it, is there")
             conn.execute(
                 "update slackwater.repaired set restored_at = clock_timestamp(), restored_by = %s where id = %s",
@@ -168,7 +166,7 @@ def _put(conn: Connection, schema: str, row: Row, who: Actor) -> Put:
     return Put(row=row, result="restored")
 
 
-def _insert(conn: Connection, name: str, row: Row) -> bool:
+def _insert(conn: Connection, name: str, row: Row, path: Path) -> bool:
     """Whether it was put there. Texts go as they are, of no type: each column's own input reads them."""
     if row.key:
         same = " and ".join(f"t.{_escaped(quote(k))} = %s" for k in row.key)
@@ -179,11 +177,12 @@ def _insert(conn: Connection, name: str, row: Row) -> bool:
             return False
     columns = _escaped(", ".join(quote(c) for c in row.image))
     values = ", ".join("%s" for _ in row.image)
-    done = conn.execute(
-        f"insert into {_escaped(name)} ({columns}) overriding system value values ({values})"
-        " on conflict do nothing".encode(),
-        list(row.image.values()),
-    )
+    with user_path.within(conn, path):
+        done = conn.execute(
+            f"insert into {_escaped(name)} ({columns}) overriding system value values ({values})"
+            " on conflict do nothing".encode(),
+            list(row.image.values()),
+        )
     return done.rowcount == 1
 
 

@@ -170,6 +170,12 @@ def test_a_truncate_is_put_right_by_verification(pair: Pair) -> None:
     assert listed(program) == []
 
 
+KEPT = (
+    "insert into slackwater.repaired (migration, direction, load, action, key, image, by, reason)"
+    " values (%s, 'forward', 'customers', 'deleted', '{}', '{}', 'somebody', 'verify --repair')"
+)
+
+
 @pytest.mark.parametrize("broken", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_the_end_after_a_switch(postgres_dsn: str, bootstrap: str, tmp_path: Path, broken: bool) -> None:
     """Not before a switch, nor while a role runs or somebody uses the closed side; then nothing is left.
@@ -186,6 +192,7 @@ def test_the_end_after_a_switch(postgres_dsn: str, bootstrap: str, tmp_path: Pat
         assert "it can be finalized after a switch" in program("finalize", "--yes", code=3)
         turn_to(made, Side.NEW)
         made.on_new("update slackwater.migration set phase = 'switched'")
+        made.on_new(KEPT, made.migration)
         said = program("finalize", "--yes", code=3)
         assert "the reverse verification is pending, not clean" in said
         assert "a role runs: reverse apply" in said
@@ -203,7 +210,9 @@ def test_the_end_after_a_switch(postgres_dsn: str, bootstrap: str, tmp_path: Pat
             assert (told["phase"], told["writes"], told["switching"]) == ("finalized", "new", None)
             assert told["next"].endswith(" finalize")
         over = ("--waive", "verification", "--reason", "the slot is lost") if broken else ()
-        assert "this needs a yes" in program("finalize", *over, code=2)
+        said = program("finalize", *over, code=2)
+        assert "this needs a yes" in said
+        assert said.index("their only copy: on new 1 that a repair deleted") < said.index("this needs a yes")
         answer = program.document("finalize", "--yes", "--drop-topics", *over)
         assert answer["result"] == "finalized"
         assert any("gone over: the reverse verification is pending" in step for step in answer["steps"]) == broken

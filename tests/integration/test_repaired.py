@@ -263,5 +263,6 @@ def test_nothing_of_it_is_left_after_the_end(program: Program, shop: Shop, strea
     for process in program.background:
         process.terminate() if hasattr(process, "terminate") else process.send_signal(15)
         process.wait(30)
+    assert "their only copy: on new 1 that a repair deleted" in program("cancel", code=2)
     program("cancel", "--yes")
     assert shop.on_new("select to_regclass('slackwater.repaired')::text") == [(None,)]

@@ -12,6 +12,7 @@ from tests.fixtures.databases import major
 from tests.fixtures.hostile import BARE, TABLE, overloads
 from tests.fixtures.plain import fresh_shop, program_on
 from tests.fixtures.preparing import Shop
+from tests.fixtures.running import Program
 
 OLD = f"""
 create schema shop;
@@ -71,6 +72,25 @@ def write(shop: Shop, side: str, n: int) -> None:
     )
 
 
+def taken_away(program: Program, shop: Shop) -> list[int]:
+    """Two rows of new alone, deleted and kept: their numbers."""
+    rows = ", ".join(f"('z{n}', 'Kept', 'T', 'calm', 1)" for n in (1, 2))
+    shop.on_new(
+        f"select pg_logical_emit_message(true, 'slackwater.echo', '{shop.migration}.forward');"
+        "alter table app.item disable trigger all; set search_path = app;"
+        f"insert into item (code, name, tag, mood, amount) values {rows};"
+        "alter table app.item enable trigger all; alter table app.item enable always trigger slackwater_fence"
+    )
+    program("verify", "--repair", "--delete", "--yes", code=3)
+    program("verify")
+    return [row["id"] for row in program.document("repaired", "list")["rows"] if row["key"]["code"] in ("z1", "z2")]
+
+
+def put_back(program: Program, number: int) -> None:
+    done = program.document("repaired", "restore", str(number), "--yes")
+    assert [row["result"] for row in done["rows"]] == ["restored"], done
+
+
 def equal(shop: Shop) -> bool:
     old, new = rows(shop)
     return old == new
@@ -85,6 +105,10 @@ def test_there_and_back_with_bare_names_amid_hostile_overloads(shop: Shop, tmp_p
         program.until(lambda: equal(shop))
         program("verify")  # 0: clean
         assert program.document("roundtrip")["result"] == "lossless"
+        first, second = taken_away(program, shop)
+        put_back(program, first)
+        program("verify", "--repair", "--delete", "--yes", code=3)
+        program("verify")
         # A trigger that fires on what is applied names the others bare as well.
         for s, on in (("shop", shop.on_old), ("app", shop.on_new)):
             on(
@@ -98,6 +122,8 @@ def test_there_and_back_with_bare_names_amid_hostile_overloads(shop: Shop, tmp_p
         program("gates", "--recheck", code=None)
         assert program.document("cutover", "--yes")["result"] == "done"
         write(shop, "new", 3)
+        put_back(program, second)  # as the application would: CHECKs, indexes and the trigger find what they name
+        assert shop.on_new("select name from app.item where code = 'z2'") == [("Kept",)]
         program.until(lambda: equal(shop))
         assert ("other 3",) in shop.on_old("select what from shop.seen")
         program("verify", "--direction", "reverse")
