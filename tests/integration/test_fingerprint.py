@@ -229,6 +229,26 @@ def test_defaults_that_are_written_out_are_no_change_of_a_column(make_database: 
     assert change.kind is Kind.FILE
 
 
+def test_an_extension_that_is_updated_is_named(make_database: Callable[[str], str]) -> None:
+    with session.connect(make_database("fp")) as conn:
+        conn.execute("create schema s; create publication pub")
+        try:
+            conn.execute("create extension citext schema s version '1.4'")
+        except psycopg.Error:
+            pytest.skip("this server has no citext that can be updated")
+        conn.execute("create table s.t (id int primary key, v s.citext); create table s.u (id int primary key)")
+        used = {"t": {"id", "v"}, "u": {"id"}}
+        before, glance, seen, _ = fingerprint.survey(conn, "s", used, "pub")
+        conn.execute("alter extension citext update to '1.6'")
+        assert glance.take(conn)[0] != seen
+        now = fingerprint.read(conn, "s", used, "pub")[0]
+    change = compare("t", before["t"], now["t"], used=used["t"], source=True)
+    assert change is not None
+    assert change.kind is Kind.VALUES
+    assert "extension citext 1.4, whose type t uses, is another version now" in change.cause
+    assert compare("u", before["u"], now["u"], used=used["u"], source=True) is None
+
+
 def test_a_virtual_column_may_come(shared: str) -> None:
     if major(shared) < 18:
         pytest.skip("virtual generated columns came with 18")
