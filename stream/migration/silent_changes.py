@@ -27,6 +27,7 @@ log = logging.getLogger("slackwater.catalogs")
 UNKNOWN = "what could change {} without an event was not kept before now"
 
 _CALLED = re.compile(r'(?:"((?:[^"]|"")+)"|([A-Za-z_\u0080-\uffff][\w$]*))\s*\(')
+_OPERATOR = re.compile(r"[-+*/<>=~!@#%^&|`?]+")
 
 Explains = Callable[[str, Lsn], bool | None]
 """Whether a TRUNCATE in the stream explains that a table lies in another file at an LSN; None: not known yet."""
@@ -81,12 +82,12 @@ def watched(plan: Plan, side: Side) -> Watched:
 
 
 def _called(mapping: TableMapping) -> frozenset[str]:
-    """Every name that stands before a parenthesis; most of them are PostgreSQL's own, or no functions at all."""
+    """Every name before a parenthesis, and every operator; most are PostgreSQL's own, or no functions at all."""
     if mapping.origin == "copy":
         return frozenset()
     texts = (mapping.text, *(feed.query for feed in mapping.feeds.values()))
     found = (q.replace('""', '"') if q else w.lower() for text in texts for q, w in _CALLED.findall(text))
-    return frozenset(found)
+    return frozenset([*found, *(operator for text in texts for operator in _OPERATOR.findall(text))])
 
 
 def _open(conn: Connection, what: Watched) -> bool:
