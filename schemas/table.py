@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -71,6 +71,11 @@ class Table:
     bytes_estimate: int = 0
     uniques: tuple[tuple[str, ...], ...] = ()
     references: tuple[Reference, ...] = ()
+
+    @property
+    def shape(self) -> Table:
+        """The table without what roles do not go by: the planner's estimates, and its unique indexes."""
+        return replace(self, rows_estimate=0, bytes_estimate=0, uniques=())
 
     @property
     def column_names(self) -> tuple[str, ...]:

@@ -303,6 +303,24 @@ def reset_load(conn: Connection, name: str, direction: Direction, load: Load) ->
     )
 
 
+def keep_load(conn: Connection, name: str, direction: Direction, load: Load) -> None:
+    """A backfill of another text, or of another shape, from now on, whose rows stay where they are."""
+    conn.execute(
+        "update slackwater.load set source = %s, fingerprint = %s, state = %s, barrier_xid = %s,"
+        " barrier_lsn = %s::pg_lsn where migration = %s and direction = %s and name = %s",
+        (
+            load.source,
+            load.fingerprint,
+            load.state,
+            load.barrier_xid,
+            format_lsn(load.barrier_lsn),
+            name,
+            direction.value,
+            load.name,
+        ),
+    )
+
+
 def drop_load(conn: Connection, name: str, direction: Direction, load: str) -> None:
     """Forget one backfill, with everything kept about its rows."""
     for table in _OF_LOAD:

@@ -29,6 +29,8 @@ T = TypeVar("T")
 KEEP_EPOCHS = 10_000
 MINUTE_S = 60.0
 FENCE_PATIENCE_S = 2.0
+ANEW = Repair(deletes=True, by="slackwater", reason="computed anew, because a mirror was")
+"""Where a table is computed from mirrors for the first time nothing is there to be kept."""
 
 
 class Tending:
@@ -74,6 +76,7 @@ class Tending:
             if self._engine.mirrors_only:  # the target is open: it is right as it is, by definition
                 self._engine.target.woken(name, 0)
                 return 0
+            self._engine.repairs.asked = ANEW
             rows = self._engine.owners.wake(name)
             failpoint("apply.before_wake")
             return rows

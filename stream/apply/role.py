@@ -21,7 +21,7 @@ from connectors.postgres.control import Checkpoint
 from connectors.postgres.session import Connection, connect, translated
 from connectors.postgres.stalled import StalledHolders
 from connectors.postgres.target import Target
-from schemas.change import Change
+from schemas.change import Change, Op
 from schemas.control import CANARY, CANARY_TABLE
 from schemas.decoder import Decoder
 from schemas.envelope import is_canary
@@ -130,8 +130,11 @@ class Apply:
             conn.close()
             control.close()
 
-    def _decoder(self, target: Target) -> Callable[[bytes], Change]:
-        """Decodes a row and checks, once per schema and side of the barrier, that its shape is what was prepared."""
+    def _decoder(self, target: Target) -> Callable[[bytes], Change | None]:
+        """Decodes a row and checks, once per schema and side of the barrier, that its shape is what was prepared.
+
+        None for one from before its table's key was changed: what its load, or a comparison, has read since holds it.
+        """
         with translated("reading the loads"):
             states = target.loads()
         barriers: dict[str, Lsn] = {}
@@ -142,13 +145,13 @@ class Apply:
                         barriers[source] = max(barriers.get(source, Lsn(0)), states[name].barrier_lsn)
         shapes = Shapes(self._plan, barriers)
         decode = Decoder(self._schema_of).decode
-        absent: dict[tuple[bytes, bool], tuple[str, ...]] = {}
+        absent: dict[tuple[bytes, bool], tuple[str, ...] | None] = {}
         newest = max(barriers.values(), default=Lsn(0))
         whole: set[bytes] = set()  # schemas whose rows lack nothing, once every barrier is passed
         canaries: dict[bytes, bool] = {}
         replaced = {table: found.until for table, found in self._plan.replaced.items()}
 
-        def decoded(value: bytes) -> Change:
+        def decoded(value: bytes) -> Change | None:
             change = decode(value)
             if replaced and is_left_out(change, replaced):
                 return change  # whatever its shape is
@@ -162,13 +165,24 @@ class Apply:
             head = value[:5], change.position.commit_lsn <= barriers.get(change.table, 0)
             if head not in absent:
                 schema = self._schema_of(int.from_bytes(head[0][1:], "big"))
-                absent[head] = shapes.approve(schema, change.table, change.position)
+                lacks = absent[head] = shapes.approve(schema, change.table, change.position)
+                if lacks is None:
+                    log.warning("rows of %s from before its key was changed are left out: all of it was read since",
+                                change.table)  # fmt: skip
             lacks = absent[head]
+            if lacks is None:
+                return change if change.op == Op.TRUNCATE else None
             if not lacks and not head[1]:
                 whole.add(head[0])
-            if lacks and change.after is not None:
-                return change._replace(missing=change.missing + lacks)
-            return change
+            if not lacks:
+                return change
+            before, after = (
+                i and {n: v for n, v in i.items() if n not in lacks} for i in (change.before, change.after)
+            )
+            missing = (
+                change.missing if after is None else (*change.missing, *(n for n in lacks if n not in change.missing))
+            )
+            return change._replace(before=before, after=after, missing=missing)
 
         return decoded
 
@@ -231,7 +245,7 @@ class Feed:
     def __init__(
         self,
         reader: Reader,
-        decode: Callable[[bytes], Change],
+        decode: Callable[[bytes], Change | None],
         folding: Folding,
         after: Position,
         replaced: Mapping[str, Lsn] | None = None,
@@ -317,7 +331,7 @@ class Feed:
 
     def _add(self, work: Work, fetched: Fetched) -> None:
         decode = self._decode
-        changes = [decode(value) for value in fetched.rows]
+        changes = [change for value in fetched.rows if (change := decode(value)) is not None]
         changes.sort(key=attrgetter("position"))
         epoch = fetched.epoch
         if changes and not self._last < changes[0].position <= changes[-1].position <= epoch.last:

@@ -1,7 +1,9 @@
 """Whether a stream's rows still have the shape that was prepared.
 
 Invariant: a column that a mapping uses and that is gone, renamed or of another type halts the stream where it happened;
-a column that was added halts the tables that are taken over whole, until new has it. Nothing is guessed.
+a column that was added halts the tables that are taken over whole, until the target has it. Rows from before the table
+was last prepared may have an earlier shape: what they hold of a column that has changed since is left out, for what
+reads it was loaded anew, or is compared, after them. Nothing is guessed.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ class Shapes:
         self._plan = plan
         self._barriers = barriers
 
-    def approve(self, schema: dict[str, Any], table: str, position: Position) -> tuple[str, ...]:
-        """The used columns that rows of this schema lack (they were written before a column was added).
+    def approve(self, schema: dict[str, Any], table: str, position: Position) -> tuple[str, ...] | None:
+        """The used columns of which rows of this schema hold nothing that is of use: they were written before a column
+        was added, renamed or given another type. None: that goes for the key itself, and nothing of them is of use.
 
         Errors: SchemaChanged, naming column, mapping and what to do.
         """
@@ -57,6 +60,9 @@ class Shapes:
                 continue
             avro, pg_type = sent[column.name]
             if avro != avro_type(column.type_oid) or (pg_type is not None and pg_type != column.type):
+                if older:
+                    absent.append(column.name)
+                    continue
                 raise SchemaChanged(
                     f"{table}.{column.name} is now {pg_type or avro}, it was prepared as {column.type}; "
                     f"{self._users(table, column.name)} uses it",
@@ -70,7 +76,7 @@ class Shapes:
                     f"{table} has a new column {added[0]}, and {whole[0]} takes the table over whole",
                     hint=f"add {added[0]} to {whole[0]}, or drop it in the file, then `slackwater prepare`; {_HELD}",
                 )
-        return tuple(absent)
+        return None if set(source.key) & set(absent) else tuple(absent)
 
     def _used(self, table: str) -> set[str]:
         used = {name for m in self._plan.reading(table) for name in m.reads.get(table, ())}

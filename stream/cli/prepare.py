@@ -23,7 +23,7 @@ def prepare(
         float | None, typer.Option(help="Seconds to wait for open transactions; the slot needs them ended.", min=1)
     ] = None,
 ) -> None:
-    """Prepare the migration: fence, topics, publication, slot; again after an edit, for what changed."""
+    """Prepare the migration: fence, topics, publication, slot; again after a change of the file or of tables."""
     spec = context.spec()
     stop = context.stoppable()
     outcome = preparing.prepare(
@@ -43,7 +43,7 @@ def prepare(
             "migration": spec.migration,
             "result": outcome.result,
             "steps": list(outcome.steps),
-            "difference": outcome.difference.lines(),
+            "difference": outcome.lines,
             "warnings": list(outcome.warnings),
             "next": follows,
         },

@@ -9,12 +9,14 @@ from stream.gates.gate import Gate, failed, listed, passed, unknown
 from stream.monitoring.clock import rfc3339
 
 
-def unmapped_columns(facts: Facts, c: str) -> Gate:
-    remedy = f"map or exclude them, then {c} prepare"
-    if facts.strangers is None:
+def unmapped_columns(facts: Facts, c: str, direction: Direction = Direction.FORWARD) -> Gate:
+    remedy, found = f"map or exclude them, then {c} prepare", facts.strangers
+    if direction is Direction.REVERSE:
+        remedy, found = f"add them to old too, or accept that old lacks them; then {c} prepare", facts.new_strangers
+    if found is None:
         return unknown("unmapped_columns", "a side does not answer", remedy)
-    if facts.strangers:
-        return failed("unmapped_columns", f"nothing reads {listed(facts.strangers)}", remedy)
+    if found:
+        return failed("unmapped_columns", f"nothing reads {listed(found)}", remedy)
     return passed("unmapped_columns", "none")
 
 

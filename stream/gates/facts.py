@@ -61,6 +61,7 @@ class Facts:
     streams: Mapping[Direction, Stream] = field(default_factory=dict)  # those that were prepared
     loads: Mapping[str, str] | None = None  # load -> state
     strangers: tuple[str, ...] | None = None  # old tables and columns that prepare did not see
+    new_strangers: tuple[str, ...] | None = None  # the same of new, once the way back stands
     foreign_writes: int | None = None  # rows written to a closed side, of both sides
     roundtrip: Kept | None = None  # the newest verdict on old -> new -> old; None: there is none
     foreign_keys: int | None = None  # of new's tables

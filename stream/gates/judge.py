@@ -20,8 +20,9 @@ HARD_FOR_ROLLBACK = frozenset({"roles", "lag", "quarantine", "reread", "silent_c
 HARD_WHERE_FAILED = frozenset({"foreign_keys"})
 """What stops it where it was looked at and found wrong: rows of old have lost what they refer to. One that was not
 looked at for a while warns: nobody waits for a look at whole tables to go back. Both may be waived, with a reason."""
-# No reason to refuse a way back that is needed, and none to call it safe: the application would be refused on old.
-UNSAFE_FOR_ROLLBACK = frozenset({"sequences"})
+# No reason to refuse a way back that is needed, and none to call it safe: the application would be refused on old, or
+# would not find there what it wrote.
+UNSAFE_FOR_ROLLBACK = frozenset({"sequences", "unmapped_columns"})
 
 
 def judge(facts: Facts, spec: Spec, direction: Direction = Direction.FORWARD) -> list[Gate]:
@@ -80,6 +81,7 @@ def _rollback(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:
     yield pipeline.reread(reverse.rereads)
     yield environment.silent_changes(facts, c)
     yield evidence.verification(reverse, spec, Direction.REVERSE, c)
+    yield environment.unmapped_columns(facts, c, Direction.REVERSE)
     yield environment.fence(reverse, Direction.REVERSE.target, c)
     yield environment.foreign_keys(facts, spec, c, Direction.REVERSE)
     yield environment.sequences(facts, Direction.REVERSE, c)

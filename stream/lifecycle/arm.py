@@ -36,8 +36,6 @@ from stream.preflight import arm_checks, bindings, counted
 from stream.preflight.finding import Severity
 
 REVERSE = Direction.REVERSE
-NOTHING_SEEN = "3:3:"
-"""A load's snapshot, where nothing was loaded: rows of a table without a key are right up to the slot's beginning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +178,7 @@ def _load(wanted: Wanted, barrier: chunks.Barrier) -> control.Load:
     row = direction.load_row(wanted, barrier)
     if wanted.mirror or wanted.asleep:
         return row
-    return replace(row, state="done", snapshot=NOTHING_SEEN)
+    return replace(row, state="done", snapshot=direction.NOTHING_SEEN)
 
 
 def _record(work: Work, plan: Plan, prepared: Prepared) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -172,7 +172,7 @@ def make_types(work: Work, plan: Plan) -> None:
         mirrors = [
             name for name in plan.mirrors if mirror.create_mirror(target, plan.migration, direction, plan.sources[name])
         ]
-        for name, columns in owner_columns(plan):
+        for name, columns in ((n, c) for n, c in owner_columns(plan) if n in mirrors):
             mirror.index_mirror(target, plan.migration, direction, plan.sources[name], columns)
     if made.statements or mirrors:
         work.done(f"mirrors: {counted(len(mirrors), 'table')}, {counted(len(made.statements), 'type')}")
@@ -187,18 +187,23 @@ def owner_columns(plan: Plan) -> Iterator[tuple[str, tuple[str, ...]]]:
                 yield source, feed.restrict
 
 
-def make_fences(work: Work) -> None:
-    """Every table of new refuses the application until its turn; the applier shows its pass."""
+def make_fences(work: Work, written: Collection[str] = ()) -> None:
+    """Every table of new refuses the application until its turn; the applier shows its pass.
+
+    `written`: tables of old that the way back writes. They are fenced once old has been closed.
+    """
     spec = work.spec
-    turn = control.turn(work.new, spec.migration, Side.NEW)
-    if turn is None or turn.fence_turn is None:
-        raise Halt(
-            f"new holds no turn row for {spec.migration}", hint="restore slackwater.turn, or `slackwater cancel`"
-        )
-    tables = catalog.tables(work.new, spec.new.schema_).values()
-    fenced = fence.ensure(work.new, spec.migration, Side.NEW, turn.fence_turn, tables)
-    if fenced:
-        work.done(f"fence on {counted(len(fenced), 'table')} of new")
+    for side, schema in ((Side.NEW, spec.new.schema_), (Side.OLD, spec.old.schema_)):
+        conn, turn = work.side(side), control.turn(work.side(side), spec.migration, side)
+        if turn is None or (turn.fence_turn is None and side is Side.NEW):
+            raise Halt(
+                f"{side} holds no turn row for {spec.migration}", hint="restore slackwater.turn, or `slackwater cancel`"
+            )
+        if turn.fence_turn is None:
+            continue
+        tables = [t for t in catalog.tables(conn, schema).values() if side is Side.NEW or t.name in written]
+        if fenced := fence.ensure(conn, spec.migration, side, turn.fence_turn, tables):
+            work.done(f"fence on {counted(len(fenced), 'table')} of {side}")
     failpoint("prepare.after_fence")
 
 

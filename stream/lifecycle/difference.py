@@ -10,6 +10,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from schemas.direction import Direction
 from schemas.plan import Plan
 from schemas.table import Table
 
@@ -71,7 +72,10 @@ def _mirror_fingerprint(table: Table) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """What `prepare` has to do to a migration that is prepared already. Load names, and source tables."""
+    """What `prepare` has to do to a migration that is prepared already. Load names, and source tables.
+
+    `in_place`: no target is emptied; what `changed` names is compared, and read again where it differs.
+    """
 
     added: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()  # loaded anew, what they hold now is thrown away
@@ -79,6 +83,8 @@ class Difference:
     streamed: tuple[str, ...] = ()  # tables to be added to the publication
     unread: tuple[str, ...] = ()  # tables that stay in the stream though nothing reads them any more
     reasons: tuple[tuple[str, str], ...] = ()  # (changed load, why)
+    direction: Direction = Direction.FORWARD
+    in_place: bool = False
 
     @property
     def loads_anew(self) -> tuple[str, ...]:
@@ -91,20 +97,28 @@ class Difference:
     def lines(self) -> list[str]:
         """The difference as an operator reads it."""
         why = dict(self.reasons)
+        source = self.direction.source
         return [
-            *(f"+ {_label(name)}: new, to be backfilled" for name in self.added),
-            *(f"~ {_label(name)}: {why[name]}; emptied and backfilled anew" for name in self.changed),
-            *(f"- {_label(name)}: no longer written; its rows stay as they are" for name in self.removed),
-            *(f"+ old table {name}: joins the stream" for name in self.streamed),
+            *(f"+ {self.label(name)}: new, to be backfilled" for name in self.added),
+            *(f"~ {self.label(name)}: {why[name]}; {self._follows(name)}" for name in self.changed),
+            *(f"- {self.label(name)}: no longer written; its rows stay as they are" for name in self.removed),
+            *(f"+ {source} table {name}: joins the stream" for name in self.streamed),
             *(
-                f"  old table {name}: nothing reads it any more; it leaves the stream with the migration"
+                f"  {source} table {name}: nothing reads it any more; it leaves the stream with the migration"
                 for name in self.unread
             ),
         ]
 
+    def label(self, load: str) -> str:
+        """A load as an operator calls it."""
+        if load.startswith("mirror:"):
+            return f"mirror of {load.removeprefix('mirror:')}"
+        return f"{self.direction.target} table {load}"
 
-def _label(load: str) -> str:
-    return f"mirror of {load.removeprefix('mirror:')}" if load.startswith("mirror:") else f"new table {load}"
+    def _follows(self, load: str) -> str:
+        if self.in_place and not load.startswith("mirror:"):
+            return "compared, and read again where it differs"
+        return "emptied and backfilled anew"
 
 
 def difference(
@@ -116,6 +130,8 @@ def difference(
     published: Collection[str],
     missed: Mapping[str, str],
     changed: Mapping[str, str],
+    direction: Direction = Direction.FORWARD,
+    in_place: bool = False,
 ) -> Difference:
     """`present`: load -> fingerprint as prepared. `reads`: source tables that mappings read now; `streamed`: those of
     the prepared stream; `published`: those that are in the publication now; `missed`: source tables with rows that are
@@ -128,7 +144,7 @@ def difference(
         if name not in present:
             continue
         if present[name] != load.fingerprint:
-            why[name] = "its old table has changed" if load.mirror else "its mapping has changed"
+            why[name] = f"its {direction.source} table has changed" if load.mirror else "its mapping has changed"
         elif lost := sorted(set(load.reads) & broken):
             why[name] = "; ".join(missed.get(s, f"changes of {s} were missed (it left the publication)") for s in lost)
         elif name in changed:
@@ -145,4 +161,6 @@ def difference(
         streamed=tuple(to_publish),
         unread=tuple(sorted(set(streamed) - set(reads))),
         reasons=tuple(why.items()),
+        direction=direction,
+        in_place=in_place,
     )

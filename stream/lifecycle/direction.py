@@ -25,6 +25,9 @@ from stream.lifecycle.build import Work
 from stream.lifecycle.difference import Wanted
 from stream.migration.prepared import Flow
 
+NOTHING_SEEN = "3:3:"
+"""A load's snapshot, where nothing was loaded: rows of a table without a key are right up to the slot's beginning."""
+
 
 def row_topic(spec: Spec, direction: Direction, schema: str, table: str) -> str:
     """Where a table's rows go in a direction."""

@@ -3,7 +3,7 @@
 Invariants: every step looks before it makes, so a run that was killed anywhere is completed by the next; the
 publication exists before the slot, the slot before the barrier, and all of them before the one transaction on new that
 says "prepared" and lets the roles begin. Nothing of a user's is dropped; only a target that this migration itself has
-filled is ever emptied.
+filled is ever emptied, and once the way back stands none is (`amend`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from schemas.spec import Spec
 from schemas.table import Table
 from stream import preflight
 from stream.lifecycle import build, direction
+from stream.lifecycle.amend import amend
 from stream.lifecycle.build import Work
 from stream.lifecycle.difference import Difference, difference, wanted_loads
 from stream.lifecycle.reset import reload
@@ -44,9 +45,19 @@ class Outcome:
 
     result: str
     steps: tuple[str, ...]
-    difference: Difference
+    differences: tuple[Difference, ...]
     warnings: tuple[str, ...]
     prepared: Prepared
+
+    @property
+    def difference(self) -> Difference:
+        """The forward direction's."""
+        return self.differences[0]
+
+    @property
+    def lines(self) -> list[str]:
+        """Every difference as an operator reads it."""
+        return [line for one in self.differences for line in one.lines()]
 
 
 def prepare(
@@ -82,7 +93,16 @@ def _prepare(work: Work, confirm: Callable[[str], None]) -> Outcome:
     row = control.migration(work.new, spec.migration)
     before = None if row is None else Prepared.from_json(row.prepared)
     if row is not None:
-        _may_change(work, row.phase, before)
+        _may_change(work, row.phase)
+    if before is not None and before.reverse is not None:
+        done = amend(work, before)
+        return Outcome(
+            result=done.result,
+            steps=tuple(work.steps),
+            differences=done.differences,
+            warnings=done.warnings,
+            prepared=done.prepared,
+        )
     findings = preflight.examine(
         spec, work.old, work.new, work.topics, before, set_identity=work.set_identity, writing=True
     )
@@ -118,31 +138,26 @@ def _prepare(work: Work, confirm: Callable[[str], None]) -> Outcome:
     else:
         _change(work, plan, before, prepared, diff, stand)
         result = "changed"
-    return Outcome(result=result, steps=tuple(work.steps), difference=diff, warnings=warnings, prepared=prepared)
+    return Outcome(result=result, steps=tuple(work.steps), differences=(diff,), warnings=warnings, prepared=prepared)
 
 
-def _may_change(work: Work, phase: str, before: Prepared | None) -> None:
-    """`prepare` again is for the time before the first switch."""
+def _may_change(work: Work, phase: str) -> None:
+    """`prepare` again is for as long as the migration lasts, and one side is open."""
     if phase == Phase.CANCELLED:
         raise Refused(
             f"migration {work.spec.migration} was cancelled, and the cancel has not come to its end",
             hint="run `slackwater cancel` again: it removes what is left; then prepare anew",
         )
-    if phase in (Phase.SWITCHING, Phase.SWITCHED, Phase.FINALIZED):
+    if phase == Phase.SWITCHING:
         raise Refused(
-            f"migration {work.spec.migration} is {phase}: what it stands on cannot be changed any more",
-            hint="`slackwater rollback`, `slackwater finalize`, then prepare anew with the new file;"
-            " `slackwater status` says where it stands",
+            f"migration {work.spec.migration} is {phase}: a turn has not come to its end",
+            hint="`slackwater status` says which verb finishes it; then prepare again",
         )
-    if before is None or before.reverse is None or before.fingerprint == work.spec.fingerprint:
-        return
-    turn = control.turn(work.new, work.spec.migration, Side.NEW)
-    turned = turn is not None and turn.open_turn > 0  # there and back: what has turned is not cancelled
-    raise Refused(
-        "the reverse direction is armed with the file as it was prepared, and the file has changed since",
-        hint="bring its mappings back (rates, limits, windows and gates may be changed at any time); or end it with"
-        f" `slackwater {'finalize' if turned else 'cancel'}` and prepare anew, which copies every row again",
-    )
+    if phase == Phase.FINALIZED:
+        raise Refused(
+            f"migration {work.spec.migration} is {phase}: there is nothing left to change",
+            hint="give a migration that is to begin another name",
+        )
 
 
 def _difference(
@@ -231,9 +246,7 @@ def _shape(prepared: Prepared) -> Prepared:
     """The document without what roles do not go by: tables outside the migration, and the planner's estimates."""
 
     def still(tables: dict[str, Table], names: Iterable[str]) -> dict[str, Table]:
-        return {
-            n: replace(tables[n], rows_estimate=0, bytes_estimate=0, uniques=()) for n in sorted(names) if n in tables
-        }
+        return {n: tables[n].shape for n in sorted(names) if n in tables}
 
     flow = prepared.forward
     return replace(prepared, old=still(prepared.old, flow.streamed), new=still(prepared.new, flow.mappings))

@@ -83,7 +83,7 @@ def examine(
     """Both servers, their tables, the mappings and Kafka. `before`: what was prepared already.
 
     `set_identity`: take replica identities as `prepare --set-replica-identity` will have made them. `writing`: one row
-    of each table of new is tried, and undone.
+    of each table of new is tried, and undone, while new is closed.
     """
     found = Findings(spec.command)
     server.examine(old, Side.OLD, found)
@@ -124,7 +124,10 @@ def examine(
         tables.source(old, Side.OLD, streamed, full, found)
         written = {m.target: targets[m.target] for m in resolution.mappings if m.target in targets}
         loaded = control.loads(new, spec.migration, Direction.FORWARD)
-        tables.target(new, Side.NEW, written, targets, written.keys() - loaded.keys(), spec.migration, found)
+        turn = control.turn(new, spec.migration, Side.NEW)
+        closed = turn is None or not turn.open  # the rows of a side that is open are the application's
+        fresh = written.keys() - loaded.keys() if closed else ()
+        tables.target(new, Side.NEW, written, targets, fresh, spec.migration, found)
         _types(old, new, streamed, found)
         users_code.evaluated_by_server(old, Side.OLD, streamed.values(), ways.old, found)
         users_code.evaluated_by_server(new, Side.NEW, written.values(), ways.new, found)
@@ -143,7 +146,7 @@ def examine(
                 mappings=resolution.mappings,
                 tables=written,
                 paths=ways,
-                writing=writing and not found.problems,
+                writing=writing and closed and not found.problems,
             )
             users_code.examine(to, found)
             reverse_checks.examine(spec, old, new, sources, targets, ways, found)

@@ -28,7 +28,8 @@ def facts(
         same_file=None if document is None else document.fingerprint == spec.fingerprint,
         streams=streams,
         loads=None if home is None else {name: str(load["state"]) for name, load in home.loads.items()},
-        strangers=_strangers(looks[Side.OLD], home),
+        strangers=_strangers(looks[Side.OLD], home, Direction.FORWARD),
+        new_strangers=_strangers(looks[Side.NEW], home, Direction.REVERSE),
         foreign_writes=_foreign(looks),
     )
 
@@ -61,13 +62,15 @@ def _foreign(looks: Looks) -> int | None:
     return None if None in counts else sum(n for n in counts if n is not None)
 
 
-def _strangers(old: SideLook | SlackwaterError, home: NewLook | None) -> tuple[str, ...] | None:
-    """Old tables and columns that were made since `prepare`: nobody decided what becomes of them."""
-    if isinstance(old, SlackwaterError) or home is None or home.prepared is None:
+def _strangers(side: SideLook | SlackwaterError, home: NewLook | None, direction: Direction) -> tuple[str, ...] | None:
+    """Tables and columns of a source that were made since `prepare`: nobody decided what becomes of them."""
+    if isinstance(side, SlackwaterError) or home is None or home.prepared is None:
         return None
-    known = home.prepared.old
-    found = [f"table {name}" for name in old.tables if name not in known]
-    for name in home.prepared.forward.streamed:
-        if name in known and name in old.tables:
-            found += [f"column {name}.{c}" for c in sorted(old.tables[name] - set(known[name].column_names))]
+    if direction is Direction.REVERSE and home.prepared.reverse is None:
+        return None
+    known = home.prepared.tables(direction)[0]
+    found = [f"table {name}" for name in side.tables if name not in known]
+    for name in home.prepared.flow(direction).streamed:
+        if name in known and name in side.tables:
+            found += [f"column {name}.{c}" for c in sorted(side.tables[name] - set(known[name].column_names))]
     return tuple(sorted(found))

@@ -24,11 +24,11 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from tests.fixtures.databases import fresh_database
 from tests.fixtures.running import Program, end
-from tests.fixtures.world import MAPPING, NEW, OLD, SCHEMAS, SILENT, WRITES, differences
+from tests.fixtures.world import MAPPING, NEW, OLD, PLANNED, SCHEMAS, SILENT, WRITES, differences
 
 LIVES, SOAKED = 5, 40  # `make test` lives the first ones, the soak all
 STEPS = 12
@@ -44,15 +44,13 @@ writes = st.lists(st.tuples(st.sampled_from(WRITES), numbers, numbers, texts), m
 
 
 class Drawn(RuleBasedStateMachine):
-    """Draws lives. What is legal next is told by a model: who takes the writes, and whether the way back is built."""
+    """Draws lives: every step is legal at any time."""
 
     lives: ClassVar[list[list[Step]]]
 
     def __init__(self) -> None:
         super().__init__()
         self._steps: list[Step] = []
-        self._writes = "old"
-        self._turned = False
 
     @rule(what=writes)
     def write(self, what: list[Any]) -> None:
@@ -74,14 +72,16 @@ class Drawn(RuleBasedStateMachine):
     def upgrade(self) -> None:
         self._steps.append(("upgrade", ()))
 
-    @precondition(lambda self: not self._turned)
     @rule()
     def edit(self) -> None:
         self._steps.append(("edit", ()))
 
+    @rule(what=st.sampled_from(sorted(PLANNED)))
+    def change_planned(self, what: str) -> None:
+        self._steps.append(("change_planned", (what,)))
+
     @rule()
     def turn(self) -> None:
-        self._writes, self._turned = ("new" if self._writes == "old" else "old"), True
         self._steps.append(("turn", ()))
 
     def teardown(self) -> None:
@@ -155,17 +155,32 @@ class Life:
         self._do("upgrade", codes=(0, 3))  # refused while roles live, or already so
 
     def edit(self) -> None:
-        """The file is edited and prepared again; refused once the way back stands on it."""
+        """The file is edited and prepared again."""
         text = self._program.file.read_text()
         before, after = "total from orders", "total from orders where amount is not null"
         edited = text.replace(after, before) if after in text else text.replace(before, after)
+        self._at_rest()
+        self._program.file.write_text(edited)
+        if self._do("prepare", "--yes", codes=(0, 3) if self._spoiled else (0,)):
+            self._program.file.write_text(text)
+        self._program.start("run")
+
+    def change_planned(self, what: str) -> None:
+        """As the runbook has it: the side that leads, then the other one while nothing runs, then `prepare`."""
+        leads = self._writes
+        for side in (leads, "new" if leads == "old" else "old"):
+            with psycopg.connect(self._dsns[side], autocommit=True) as conn:
+                done = self._try(conn, PLANNED[what].replace("@", SCHEMAS[side]))
+            self._log(f"{what} on {side}: {done}")
+            if side == leads:
+                self._at_rest()
+        self._do("prepare", "--yes", codes=(0, 3) if self._spoiled else (0,))
+        self._program.start("run")
+
+    def _at_rest(self) -> None:
         for process in self._program.background:
             end(process)
         self._program.background.clear()
-        self._program.file.write_text(edited)
-        if self._do("prepare", "--yes", codes=(0, 3)):
-            self._program.file.write_text(text)
-        self._program.start("run")
 
     def turn(self) -> None:
         """What a person does who wants the writes on the other side: sees to each gate, and turns, writers at work."""

@@ -9,7 +9,7 @@ import pytest
 
 from schemas.errors import RowRejected
 from schemas.position import Lsn, format_lsn
-from stream.lifecycle.arm import NOTHING_SEEN
+from stream.lifecycle.direction import NOTHING_SEEN
 from tests.fixtures.databases import Databases
 from tests.fixtures.tape import Tape, folded
 
