@@ -66,7 +66,6 @@ def look(conn: Connection, spec: Spec, side: Side, document: Prepared | None) ->
     installed = control.installed(conn)
     if not installed:
         return SideLook(sources={}, targets={}, tables={})
-    tables = catalog.tables(conn, schema) if side is Side.OLD else {}
     writer = next(d for d in Direction if d.target is side)
     with translated("counting what waits"):
         waits = conn.execute(
@@ -83,7 +82,7 @@ def look(conn: Connection, spec: Spec, side: Side, document: Prepared | None) ->
         turn=turn,
         sources={d: views.source(conn, migration, d) for d in Direction if d.source is side},
         targets={d: views.target(conn, migration, d) for d in Direction if d.target is side},
-        tables={name: frozenset(table.column_names) for name, table in tables.items()},
+        tables=catalog.column_names(conn, schema),
         rereads=rereads,
         quarantined=quarantined,
         canary_at=None if sung is None else sung.written_at,
