@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from connectors.postgres import control
+from connectors.postgres import control, silent_changes
 from connectors.postgres.session import Connection, translated
+from schemas.direction import Direction, Side
 from schemas.errors import Refused
+from schemas.fingerprint import Change, Kind
 from stream.cutover.attempt import Turning
 from stream.migration import phase_store
 from stream.migration.journal import append
 from stream.migration.phases import Phase
+from stream.migration.prepared import plan_for
 from stream.migration.turn_journal import latest
 
 
@@ -77,6 +80,23 @@ def reach(t: Turning, conn: Connection) -> None:
         return
     phase_store.advance(conn, t.migration, Phase.SWITCHING, actor=t.actor(conn))
     phase_store.advance(conn, t.migration, arrived(t), actor=t.actor(conn), detail={"turn": t.turn})
+    _compute_again(t, conn)
+
+
+def _compute_again(t: Turning, conn: Connection) -> None:
+    """What is computed from several tables was not while new was open: it is compared, and computed again, from now on.
+
+    What the way back brought to old has reached the mirrors alone, for new's own rows were the application's.
+    """
+    if t.to is not Side.OLD or t.prepared is None:
+        return
+    told = [
+        Change(table=m.target, kind=Kind.VALUES, cause=f"{m.target} was not computed while new was open")
+        for m in plan_for(t.spec, t.prepared, Direction.FORWARD).mappings
+        if not m.row_local
+    ]
+    silent_changes.lock(conn, t.migration, Side.NEW)
+    silent_changes.record(conn, t.migration, Side.NEW, told)
 
 
 def done(t: Turning, conn: Connection) -> None:

@@ -161,7 +161,7 @@ class Life:
         edited = text.replace(after, before) if after in text else text.replace(before, after)
         self._at_rest()
         self._program.file.write_text(edited)
-        if self._do("prepare", "--yes", codes=(0, 3) if self._spoiled else (0,)):
+        if self._prepared():
             self._program.file.write_text(text)
         self._program.start("run")
 
@@ -174,8 +174,18 @@ class Life:
             self._log(f"{what} on {side}: {done}")
             if side == leads:
                 self._at_rest()
-        self._do("prepare", "--yes", codes=(0, 3) if self._spoiled else (0,))
+        self._prepared()
         self._program.start("run")
+
+    def _prepared(self) -> int:
+        """The exit status. A role that was killed counts as running for some seconds."""
+        deadline = time.monotonic() + PATIENCE_S
+        while "are running" in (done := self._program.ended("prepare", "--yes")).stderr and time.monotonic() < deadline:
+            time.sleep(1)
+        self._log(f"prepare: {done.returncode}")
+        expected = (0, 3) if self._spoiled else (0,)
+        assert done.returncode in expected, f"{done.returncode}: {done.stdout}{done.stderr}; {self.said}"
+        return done.returncode
 
     def _at_rest(self) -> None:
         for process in self._program.background:
@@ -222,8 +232,13 @@ class Life:
     def _agree(self, what: str, acknowledged: list[int]) -> None:
         side = self._writes
         assert self._drained(), f"{what}, and nothing comes through; before: {self.said}"
-        found = differences(self._dsns, side)
+        found = differences(self._dsns, side, computed=False)
         assert not found, f"{what}, and {found}; before: {self.said}"
+        # What new had computed for itself is computed anew from old, by whoever follows from now on.
+        deadline = time.monotonic() + PATIENCE_S
+        while not self._spoiled and (found := differences(self._dsns, side)):
+            assert time.monotonic() < deadline, f"{what}, and {found}; before: {self.said}"
+            time.sleep(0.5)
         table = "shop.log" if side == "old" else "app.log"
         with psycopg.connect(self._dsns[side], autocommit=True) as conn:
             there = {n for (n,) in conn.execute(f"select at from {table} where what = 'turning'".encode()).fetchall()}
