@@ -27,6 +27,7 @@ from stream.lifecycle.difference import Difference, Wanted, difference, wanted_l
 from stream.migration.journal import append
 from stream.migration.paths import Paths, in_force
 from stream.migration.prepared import Flow, Prepared, keep_strides, plan_of
+from stream.migration.replaced import replaced
 from stream.migration.silent_changes import Standing, Watched, settle, standing, watched
 from stream.migration.topics import FlowTopics
 from stream.preflight import arm_checks, bindings, identity
@@ -83,8 +84,7 @@ def amend(work: Work, before: Prepared) -> Amended:
         back = replace(work, topics=topics)
         for way, hands in ((REVERSE, back), (FORWARD, work)):
             build.make_types(hands, ways[way].plan)
-            flow = before.flow(way)
-            flows[way] = direction.stand(hands, ways[way].plan, ways[way].outputs, flow, canary=flow.canary)
+            flows[way] = _stand(hands, ways[way], before)
         prepared = _document(work, before, flows)
         barriers = {way: chunks.record_barrier(work.side(way.source)) for way in Direction}
         with control.transaction(work.old, "cannot record the way back on old"):
@@ -179,6 +179,14 @@ def _announce(work: Work, found: Mapping[Direction, Difference]) -> None:
             "roles of this migration are running: " + "; ".join(alive),
             hint="stop them (Ctrl-C or SIGTERM ends them at an epoch's end), prepare again, then start them",
         )
+
+
+def _stand(work: Work, way: Way, before: Prepared) -> Flow:
+    plan, flow = way.plan, before.flow(way.plan.direction)
+    prepared, _ = before.tables(plan.direction)
+    now, _ = work.tables(plan.direction)
+    gone = replaced(flow.replaced, flow.streamed, prepared, now, chunks.written(work.side(plan.direction.source)))
+    return direction.stand(work, plan, way.outputs, flow, canary=flow.canary, replaced=gone)
 
 
 def _loads(work: Work, way: Way, before: Prepared, diff: Difference, barrier: chunks.Barrier) -> None:

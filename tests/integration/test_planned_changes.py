@@ -149,7 +149,8 @@ def lag(program: Program, direction: str) -> object:
 
 
 def settled(program: Program, direction: str) -> None:
-    """Everything is loaded, compared, and applied."""
+    """Everything is loaded, compared, and applied; by a look that remembers nothing from before."""
+    program.watch = None
     loading = "select name from slackwater.load where state <> 'done' union all select load from slackwater.reread"
     program.until(lambda: not [x for s in ("old", "new") for x in on(program, s, loading)], 120)
     program.until(lambda: not waiting(program), 120)
