@@ -80,8 +80,8 @@ _SCHEMAS = ", " + _sum(
     "oid::bigint",
 )
 
-# One statement, so that all of it is of one moment. A partition was born in its place where its columns are of the
-# command that made it: ATTACH, in the same transaction even, writes them anew.
+# One statement, so that all of it is of one moment. A partition was born in its place where a column is of the
+# command that made it: ATTACH, in the same transaction even, writes all of them anew (and a default, that one).
 _READ = f"""
 with recursive root as materialized (
   select c.oid, c.relname, c.relkind, c.relpersistence, c.relfilenode
@@ -111,9 +111,9 @@ with recursive root as materialized (
   select t.root, pg_catalog.jsonb_object_agg(c.oid::text, pg_catalog.jsonb_build_object(
            'name', n.nspname || '.' || c.relname, 'kind', c.relkind, 'persistence', c.relpersistence,
            'file', c.relfilenode::bigint, 'link', i.xmin::text,
-           'born', i.xmin::text = y.xmin::text and not exists (
-             select from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0
-                and (a.xmin::text, a.cmin::text) <> (y.xmin::text, y.cmin::text)))) as found,
+           'born', i.xmin::text = y.xmin::text and exists (
+             select from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+                and (a.xmin::text, a.cmin::text) = (y.xmin::text, y.cmin::text)))) as found,
          pg_catalog.array_agg(c.oid::bigint) as oids
     from tree t join pg_catalog.pg_class c on c.oid = t.oid join pg_catalog.pg_namespace n on n.oid = c.relnamespace
     join pg_catalog.pg_type y on y.oid = c.reltype join pg_catalog.pg_inherits i on i.inhrelid = c.oid

@@ -121,6 +121,11 @@ FORMS: list[tuple[str, Kind | None, str]] = [
     ),
     ("create table s.p3 partition of s.p for values from (200) to (300)", None, ""),
     (
+        "alter table s.p alter v set default 'x'; create table s.p3 partition of s.p for values from (200) to (300)",
+        None,
+        "",
+    ),
+    (
         (
             "create table s.p3 partition of s.p for values from (200) to (300) partition by range (id);"
             " create table s.p3a partition of s.p3 for values from (200) to (250)"
