@@ -85,6 +85,7 @@ class Recheck:
         self._attempts = _Attempts()
         self._computed: set[tuple[Side, int]] = set()  # changes of code since which each row was computed again
         self._said: str | None = None
+        self._sessions: dict[Side, Connection] = {}
         self._thread = threading.Thread(target=self._run, name="recheck", daemon=True)
 
     def start(self) -> None:
@@ -96,39 +97,57 @@ class Recheck:
             self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        while not self._ended.wait(TICK_S):
-            if (way := self.way) is None:
-                continue
-            try:
-                self._tick(way)
-                self._said = None
-            except (Stopped, NotReady):
-                continue
-            except SlackwaterError as error:
-                if not self._ended.is_set() and error.cause != self._said:
-                    log.warning("what changed without an event is not compared yet: %s", error.cause)
-                self._said = error.cause
+        try:
+            while not self._ended.wait(TICK_S):
+                if self.way is not None:
+                    self._try(self.way)
+        finally:
+            self._let_go()
+
+    def _try(self, way: Way) -> None:
+        try:
+            self._tick(way)
+            self._said = None
+        except (Stopped, NotReady):
+            self._let_go()
+        except SlackwaterError as error:
+            self._let_go()
+            if not self._ended.is_set() and error.cause != self._said:
+                log.warning("what changed without an event is not compared yet: %s", error.cause)
+            self._said = error.cause
+
+    def _sides(self, way: Way, task: Task) -> Mapping[Side, Connection]:
+        """A session on each side, kept from one look to the next: there is one each second."""
+        ends = {way.plan.direction.source: task.source_dsn, way.plan.direction.target: task.target_dsn}
+        for side, dsn in ends.items():
+            if side not in self._sessions:
+                name = f"slackwater recheck {way.plan.migration}.{way.plan.direction}"
+                self._sessions[side] = session.connect(dsn, application=name)
+        return self._sessions
+
+    def _let_go(self) -> None:
+        for conn in self._sessions.values():
+            conn.close()
+        self._sessions.clear()
 
     def _tick(self, way: Way) -> None:
         task = way.task()
         if task.link is not way.plan.direction:
             return
-        with contextlib.ExitStack() as stack:
-            name = f"slackwater recheck {way.plan.migration}.{way.plan.direction}"
-            source, target = (
-                stack.enter_context(contextlib.closing(session.connect(dsn, application=name)))
-                for dsn in (task.source_dsn, task.target_dsn)
-            )
-            sides = {way.plan.direction.source: source, way.plan.direction.target: target}
+        sides = self._sides(way, task)
+        if not (found := self._found(way, sides)):
+            return
+        if unseen := [one for one in found if one.voided_at is None]:
+            for one in unseen:
+                self._see(way, task, sides, one)
             found = self._found(way, sides)
-            if unseen := [one for one in found if one.voided_at is None]:
-                for one in unseen:
-                    self._see(way, task, sides, one)
-                found = self._found(way, sides)
-            left = self._done(way, task, sides, found)
-            if left and self._is_due(left):
-                self._attempt(way, task, target, left)
-                self._done(way, task, sides, found)
+        left = self._done(way, task, sides, found)
+        if left and self._is_due(left):
+            try:
+                self._attempt(way, task, sides[way.plan.direction.target], left)
+            finally:
+                self._let_go()  # what it has asked others to make way for goes with its session
+            self._done(way, task, self._sides(way, task), found)
 
     def _found(self, way: Way, sides: Mapping[Side, Connection]) -> list[Silent]:
         """What waits on either side."""
