@@ -1,8 +1,8 @@
 """Tables that took another one's name: what became of the rows of the one that had it before.
 
 Invariant: a predecessor's rows, though the WAL and Kafka still hold some, are no rows of the table that has its name
-now, which is loaded anew as it is. They are left out by relation (capture) and by position (apply), counted, and said;
-a row of the table itself is never among them: it committed later, or the load begun since shows it.
+now, which is loaded or compared as it is. They are left out by relation (capture) and by position (apply), counted, and
+said; a row of the table itself is never among them: it committed later, or what was begun since sees it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class LeftOut:
         for table, rows in self._rows.items():
             if rows != self._said[table]:
                 self._log.warning(
-                    "%d rows of the table that was %s before it was replaced are left out: %s is loaded anew",
-                    rows, table, table,
-                )  # fmt: skip
+                    "%d rows of the table that was %s before it was replaced are left out: they are none of its own",
+                    rows,
+                    table,
+                )
         self._said = Counter(self._rows)
