@@ -12,7 +12,7 @@ from schemas.errors import Refused, SlackwaterError
 from schemas.spec import Spec
 from stream.cli import context, formatting
 from stream.cli.status import settled
-from stream.gates import UNSAFE_FOR_ROLLBACK, orphan_scan, safe
+from stream.gates import orphan_scan, safe, unsafe
 from stream.migration import phase_store, prepared
 from stream.migration.phases import Phase
 from stream.status.document import Seen, Watch
@@ -36,8 +36,8 @@ def gates(
         seen = settled(watch)
     finally:
         sides.close()
-    document = _document(watch, seen, direction)
-    context.show(document, lambda: screen(document))
+    document, stopping = _document(watch, seen, direction)
+    context.show(document, lambda: screen(document, stopping))
 
 
 def _recheck(spec: Spec, direction: Direction | None) -> None:
@@ -56,7 +56,8 @@ def _recheck(spec: Spec, direction: Direction | None) -> None:
         orphan_scan.take(conn, document, lambda: False, direction)
 
 
-def _document(watch: Watch, seen: Seen, direction: Direction | None) -> dict[str, Any]:
+def _document(watch: Watch, seen: Seen, direction: Direction | None) -> tuple[dict[str, Any], list[str]]:
+    """What is printed, and the gates for whose sake the turn is not called safe."""
     status = seen.document
     if not seen.gates:
         if status["errors"]:
@@ -66,7 +67,7 @@ def _document(watch: Watch, seen: Seen, direction: Direction | None) -> dict[str
     if direction is None:
         direction = Direction.REVERSE if status["writes"] == Side.NEW else Direction.FORWARD
     judged = seen.gates[direction]
-    return {
+    document = {
         "migration": status["migration"],
         "direction": direction.value,
         "at": status["at"],
@@ -74,9 +75,10 @@ def _document(watch: Watch, seen: Seen, direction: Direction | None) -> dict[str
         **watch.gate_documents(judged, direction),
         "errors": status["errors"],
     }
+    return document, [g.gate for g in judged if g.stops or unsafe(g)]
 
 
-def screen(document: dict[str, Any]) -> str:
+def screen(document: dict[str, Any], stopping: list[str]) -> str:
     """One line a gate, what to do below it; the answer last."""
     gates = document["gates"]
     signs = [*map(_sign, gates), *("off" for _ in document["gates_off"])]
@@ -88,8 +90,6 @@ def screen(document: dict[str, Any]) -> str:
         if gate["state"] != "passed" and gate["remedy"]:
             lines.append(f"         remedy: {gate['remedy']}")
     turn = "cut over" if document["direction"] == Direction.FORWARD else "go back"
-    failing = [g for g in gates if g["state"] != "passed"]
-    stopping = [g["gate"] for g in failing if g["blocks"] or g["gate"] in UNSAFE_FOR_ROLLBACK]
     lines.append(f"safe to {turn}: " + ("yes" if document["safe"] else f"no ({', '.join(stopping)})"))
     for side, error in document["errors"].items():
         lines.append(f"{side} does not answer: {error['cause']}")

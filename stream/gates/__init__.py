@@ -15,13 +15,13 @@ orphan_scan    the forward applier's look for rows without their parents; reads 
 gate_table     what is kept on new: since when each gate is as it is, and the newest scan
 
 Unknown counts as failed. For the way back only what would lose rows stops the turn; the rest is said, and `safe` is not
-said over what would have the application refused.
+said over what would have the application refused, nor over rows that are known to be wrong.
 
 Deliberately absent: looking at a migration. Facts come in, gates go out.
 """
 
 from stream.gates.facts import Facts, Look, Stream
 from stream.gates.gate import Gate, State, all_passed
-from stream.gates.judge import UNSAFE_FOR_ROLLBACK, judge, safe
+from stream.gates.judge import judge, safe, unsafe
 
-__all__ = ["UNSAFE_FOR_ROLLBACK", "Facts", "Gate", "Look", "State", "Stream", "all_passed", "judge", "safe"]
+__all__ = ["Facts", "Gate", "Look", "State", "Stream", "all_passed", "judge", "safe", "unsafe"]

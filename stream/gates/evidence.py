@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from schemas.direction import Direction
 from schemas.spec import Spec
@@ -58,7 +59,7 @@ def _wrong(wrong: Mapping[str, TableVerdict], direction: Direction, verify: str,
         remedy = f"{verify} --repair"
     else:
         remedy = verify if any(t.mismatched for t in wrong.values()) else f"{c} plan"
-    return failed("verification", f"not as they should be: {listed(said)}", remedy)
+    return replace(failed("verification", f"not as they should be: {listed(said)}", remedy), wrong=True)
 
 
 def _only(table: TableVerdict, direction: Direction) -> str:

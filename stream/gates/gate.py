@@ -18,7 +18,8 @@ class Gate:
     """One condition. `detail` says what was found; `remedy` what to do when it does not pass.
 
     One that does not block is a warning: the turn may go on over it. One that the file switches off (`off`) is shown
-    apart from the others, with the state that it would have.
+    apart from the others, with the state that it would have. `wrong`: rows are known to be wrong, so that no turn is
+    called safe over it, be it a warning.
     """
 
     gate: str
@@ -27,6 +28,7 @@ class Gate:
     remedy: str | None = None
     blocks: bool = True
     off: bool = False
+    wrong: bool = False
 
     @property
     def stops(self) -> bool:

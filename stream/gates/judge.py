@@ -21,8 +21,8 @@ HARD_WHERE_FAILED = frozenset({"foreign_keys"})
 """What stops it where it was looked at and found wrong: rows of old have lost what they refer to. One that was not
 looked at for a while warns: nobody waits for a look at whole tables to go back. Both may be waived, with a reason."""
 # No reason to refuse a way back that is needed, and none to call it safe: the application would be refused on old, or
-# would not find there what it wrote.
-UNSAFE_FOR_ROLLBACK = frozenset({"sequences", "unmapped_columns"})
+# would not find there what it wrote; or old takes, or has taken, writes beside new's.
+UNSAFE_FOR_ROLLBACK = frozenset({"sequences", "unmapped_columns", "fence", "foreign_writes"})
 
 
 def judge(facts: Facts, spec: Spec, direction: Direction = Direction.FORWARD) -> list[Gate]:
@@ -39,8 +39,12 @@ def judge(facts: Facts, spec: Spec, direction: Direction = Direction.FORWARD) ->
 def safe(gates: Iterable[Gate]) -> bool:
     """Whether a turn is safe: nothing stands in its way, and the side that opens will take the application's writes."""
     gates = list(gates)
-    unsafe = [g for g in gates if g.gate in UNSAFE_FOR_ROLLBACK and not g.off and g.state is not State.PASSED]
-    return all_passed(gates) and not unsafe
+    return all_passed(gates) and not any(map(unsafe, gates))
+
+
+def unsafe(gate: Gate) -> bool:
+    """Whether a turn is not called safe over this one, though it may go over it."""
+    return not gate.off and gate.state is not State.PASSED and (gate.wrong or gate.gate in UNSAFE_FOR_ROLLBACK)
 
 
 def _cutover(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:

@@ -128,6 +128,7 @@ class Watch:
         found: Document = {"gates": [], "gates_off": []}
         for gate in gates:
             shown = {**asdict(gate), "state": gate.state.value, "since": self._since[direction, gate.gate][1]}
+            del shown["wrong"]  # the words `safe` and `safe_to_rollback` say that
             found["gates_off" if shown.pop("off") else "gates"].append(shown)
         return found
 
