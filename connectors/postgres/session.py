@@ -30,6 +30,9 @@ PINS: Mapping[str, str] = {
     "lc_monetary": "C",
     "xmloption": "content",
     "standard_conforming_strings": "on",
+    "array_nulls": "on",  # else NULL inside an array arrives as a text of four letters
+    "transform_null_equals": "off",
+    "quote_all_identifiers": "off",  # else types and definitions read otherwise than on the other side
     "search_path": '""',
     "row_security": "off",  # a policy must raise, never hide rows from us
     "default_transaction_isolation": "read\\ committed",
@@ -37,6 +40,7 @@ PINS: Mapping[str, str] = {
     "statement_timeout": "0",
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
 }
 
 
