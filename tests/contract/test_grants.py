@@ -196,9 +196,11 @@ def _turn(owned: Shop, operator: Program) -> None:
     owned.on_old("update shop.customers set cust_nm = 'Ada L.' where id = 1")
     operator.until(lambda: owned.on_new("select name from app.customer where id = 1") == [("Ada L.",)])
     operator("verify")
+    operator.until(lambda: operator.status()["safe_to_cutover"], within_s=60)  # new's account is computed again first
     operator("cutover", "--yes")
     operator("failover", "--to", "old", "--accept-loss", "--source-isolated", "--yes")
     operator("verify")
+    operator.until(lambda: operator.status()["safe_to_cutover"], within_s=60)  # new's account is computed again first
     operator("cutover", "--yes")
     operator("verify", "--direction", "reverse")
     operator("journal", "--verify")
