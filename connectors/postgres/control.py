@@ -275,6 +275,16 @@ def loads(conn: Connection, name: str, direction: Direction) -> dict[str, tuple[
     return {str(load): (str(fingerprint), str(state)) for load, fingerprint, state in rows}
 
 
+def computed(conn: Connection, name: str, direction: Direction) -> list[str]:
+    """The targets that are computed from mirrors."""
+    with translated("cannot read the backfills"):
+        rows = conn.execute(
+            "select name from slackwater.load where migration = %s and direction = %s and source = '' order by name",
+            (name, direction.value),
+        ).fetchall()
+    return [str(load) for (load,) in rows]
+
+
 _OF_LOAD = ("backfill_chunk", "quarantine", "reread", "verification", "verify_chunk", "uncompared")
 
 

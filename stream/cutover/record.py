@@ -13,7 +13,6 @@ from stream.cutover.attempt import Turning
 from stream.migration import phase_store
 from stream.migration.journal import append
 from stream.migration.phases import Phase
-from stream.migration.prepared import plan_for
 from stream.migration.turn_journal import latest
 
 
@@ -88,12 +87,11 @@ def _compute_again(t: Turning, conn: Connection) -> None:
 
     What the way back brought to old has reached the mirrors alone, for new's own rows were the application's.
     """
-    if t.to is not Side.OLD or t.prepared is None:
+    if t.to is not Side.OLD:
         return
     told = [
-        Change(table=m.target, kind=Kind.VALUES, cause=f"{m.target} was not computed while new was open")
-        for m in plan_for(t.spec, t.prepared, Direction.FORWARD).mappings
-        if not m.row_local
+        Change(table=name, kind=Kind.VALUES, cause=f"{name} was not computed while new was open")
+        for name in control.computed(conn, t.migration, Direction.FORWARD)
     ]
     silent_changes.lock(conn, t.migration, Side.NEW)
     silent_changes.record(conn, t.migration, Side.NEW, told)

@@ -86,6 +86,8 @@ def amend(work: Work, before: Prepared) -> Amended:
             build.make_types(hands, ways[way].plan)
             flows[way] = _stand(hands, ways[way], before)
         prepared = _document(work, before, flows)
+        for one in ways.values():
+            build.assert_unmoved(one.plan, prepared)
         barriers = {way: chunks.record_barrier(work.side(way.source)) for way in Direction}
         with control.transaction(work.old, "cannot record the way back on old"):
             _loads(back, ways[REVERSE], before, found[REVERSE], barriers[REVERSE])

@@ -17,7 +17,7 @@ from connectors.postgres import catalog, control, fence, lease, mirror, session,
 from connectors.postgres.session import Connection, translated
 from connectors.postgres.void import void
 from schemas.direction import Direction, Side
-from schemas.errors import Halt, Refused, SlotLost
+from schemas.errors import Contended, Halt, Refused, SlotLost
 from schemas.plan import Plan
 from schemas.position import Lsn, format_lsn
 from schemas.spec import Spec
@@ -205,6 +205,22 @@ def make_fences(work: Work, written: Collection[str] = ()) -> None:
         if fenced := fence.ensure(conn, spec.migration, side, turn.fence_turn, tables):
             work.done(f"fence on {counted(len(fenced), 'table')} of {side}")
     failpoint("prepare.after_fence")
+
+
+def assert_unmoved(plan: Plan, prepared: Prepared) -> None:
+    """What the plan was made of is what the document says, and so what the catalogs were held against in between.
+
+    Errors: Contended when somebody altered a table meanwhile.
+    """
+    sources, targets = prepared.tables(plan.direction)
+    sides = ((plan.direction.source, plan.sources, sources), (plan.direction.target, plan.targets, targets))
+    for side, read, now in sides:
+        for name, table in read.items():
+            if name not in now or now[name].shape != table.shape:
+                raise Contended(
+                    f"{side} table {name} was altered while it was being prepared",
+                    hint="run `slackwater prepare` again: it takes the tables as they are then",
+                )
 
 
 def watch_partitions(work: Work, plan: Plan) -> None:

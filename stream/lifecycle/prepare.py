@@ -130,6 +130,7 @@ def _prepare(work: Work, confirm: Callable[[str], None]) -> Outcome:
     if before is not None and (diff or _shape(before) != _shape(_document(work, plan, before, before.forward, kept))):
         _announce(work, diff, confirm)
     prepared = _document(work, plan, before, _stand(work, plan, outputs, before, sources), kept)
+    build.assert_unmoved(plan, prepared)
     if before is None:
         _begin(work, plan, prepared, stand)
         result = "prepared"

@@ -32,7 +32,7 @@ def replaced(
     """
     found = dict(before)
     for name in streamed:
-        oid = prepared[name].oid
+        oid = prepared[name].oid if name in prepared else 0
         if not oid or (name in now and now[name].oid == oid):
             continue
         earlier = found[name].oids if name in found else ()

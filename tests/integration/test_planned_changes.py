@@ -244,6 +244,13 @@ def test_a_change_while_nothing_runs_and_rows_wait(program: Program) -> None:
         on(program, side, f"alter table {side}.retyped alter n1 type text using 'x' || n1")
         on(program, side, f"alter table {side}.added alter id type text using 'k' || id")
     on(program, "old", "update old.retyped set n1 = 'late' where id = 5; insert into old.added values ('k5000', 'y')")
+    log = program.file.with_suffix(".prepare")
+    preparing = program.launch("prepare", "--yes", failpoints="prepare.after_fence=sleep:4", log=log)
+    program.until(lambda: log.exists() and "retyped: its mapping has changed" in log.read_text(), 40)
+    for side in ("old", "new"):
+        on(program, side, f"alter table {side}.untouched add late int")
+    assert preparing.wait(60) != 0
+    assert "old table untouched was altered while it was being prepared" in log.read_text()
     program("prepare", "--yes")
     program.start("run")
     program.until(lambda: program.status()["phase"] == "streaming", 90)
@@ -263,3 +270,12 @@ def test_a_column_that_only_new_has_got_is_named_before_anybody_goes_back(progra
     named = [g for g in gates["gates"] if g["gate"] == "unmapped_columns"]
     assert ([g["state"] for g in named], gates["safe"]) == (["failed"], False)
     assert "joined.mood" in named[0]["detail"]
+    # Whatever ends on old, and whoever finishes it: what new had to compute for itself is computed again.
+    back = ("failover", "--to", "old", "--accept-loss", "--source-isolated", "--yes")
+    killed = program.launch(*back, failpoints="failover.after_open=kill")
+    assert killed.wait(90) == -9
+    assert program.status()["writes"] == "old"
+    program(*back)
+    told = "select relation from slackwater.silent_change where cause like '% was not computed while new was open'"
+    assert on(program, "new", told) == [("joined",)]
+    program.until(lambda: not waiting(program), 60)
