@@ -172,7 +172,7 @@ def rewritten(pair: Pair) -> None:
     pair.program.until(lambda: green(pair), 120)  # and nobody has done anything for it
     for found in during:
         assert red(found) <= {*warned, "silent_changes", "verification", "lag"}
-    assert red(gates(pair)) == warned
+    assert red(gates(pair)) <= warned  # an old look for orphans may have been taken anew meanwhile
     assert loads(pair) == before, "nothing is loaded anew"
     log = pair.program.log[said:]
     assert "are read again" not in log
