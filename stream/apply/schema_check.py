@@ -76,7 +76,22 @@ class Shapes:
                     f"{table} has a new column {added[0]}, and {whole[0]} takes the table over whole",
                     hint=f"add {added[0]} to {whole[0]}, or drop it in the file, then `slackwater prepare`; {_HELD}",
                 )
-        return None if set(source.key) & set(absent) else tuple(absent)
+        if lost := set(source.key) & set(absent):
+            self._all_read_since(table, lost)
+            return None
+        return tuple(absent)
+
+    def _all_read_since(self, table: str, lost: set[str]) -> None:
+        """Errors: SchemaChanged where a mapping reads nothing of what has changed: no load, and no comparison, has read
+        its rows since, so that it needs the older ones."""
+        for mapping in self._plan.reading(table):
+            if mapping.row_local and not lost & set(mapping.reads.get(table, ())):
+                raise SchemaChanged(
+                    f"the key of {table} was changed while rows from before waited, and {mapping.target}, which does"
+                    " not read the key, still needs them",
+                    hint="change the key back on both sides, `slackwater prepare`, and let `slackwater run` apply what "
+                    f"waits; then change it again; {_HELD}",
+                )
 
     def _used(self, table: str) -> set[str]:
         used = {name for m in self._plan.reading(table) for name in m.reads.get(table, ())}

@@ -175,12 +175,7 @@ def _announce(work: Work, found: Mapping[Direction, Difference]) -> None:
     """Print what changes. Errors: Refused while roles run."""
     for line in [line for diff in found.values() for line in diff.lines()]:
         work.say(line)
-    alive = sorted({*control.alive(work.old, work.spec.migration), *control.alive(work.new, work.spec.migration)})
-    if alive:
-        raise Refused(
-            "roles of this migration are running: " + "; ".join(alive),
-            hint="stop them (Ctrl-C or SIGTERM ends them at an epoch's end), prepare again, then start them",
-        )
+    build.assert_at_rest(work)
 
 
 def _stand(work: Work, way: Way, before: Prepared) -> Flow:

@@ -207,6 +207,16 @@ def make_fences(work: Work, written: Collection[str] = ()) -> None:
     failpoint("prepare.after_fence")
 
 
+def assert_at_rest(work: Work) -> None:
+    """Errors: Refused while roles of the migration run, by name."""
+    migration = work.spec.migration
+    if alive := sorted({*control.alive(work.old, migration), *control.alive(work.new, migration)}):
+        raise Refused(
+            "roles of this migration are running: " + "; ".join(alive),
+            hint="stop them (Ctrl-C or SIGTERM ends them at an epoch's end), prepare again, then start them",
+        )
+
+
 def assert_unmoved(plan: Plan, prepared: Prepared) -> None:
     """What the plan was made of is what the document says, and so what the catalogs were held against in between.
 

@@ -196,12 +196,7 @@ def _announce(work: Work, diff: Difference, confirm: Callable[[str], None]) -> N
     """Print the difference; refuse while roles run; ask before anything is emptied."""
     for line in diff.lines() or ["the file has changed; no table is written differently"]:
         work.say(line)
-    alive = sorted({*control.alive(work.old, work.spec.migration), *control.alive(work.new, work.spec.migration)})
-    if alive:
-        raise Refused(
-            "roles of this migration are running: " + "; ".join(alive),
-            hint="stop them (Ctrl-C or SIGTERM ends them at an epoch's end), prepare again, then start them",
-        )
+    build.assert_at_rest(work)
     emptied = [name for name in diff.changed if not name.startswith("mirror:")]
     if emptied:
         confirm(f"Empty {', '.join(emptied)} on new, and backfill anew?")
