@@ -17,6 +17,7 @@
         |-- StreamGap          Kafka does not hold what the checkpoint needs next
         |-- SchemaChanged      the source's tables are not what was prepared
         |-- RowRejected        the target refuses a row
+        |-- StatementRefused   the target refuses a statement: for a row that it meets, or for what it says
         `-- PrivilegeMissing   a role may not do what its work needs
 
 Invariant: an unknown failure is never retried in silence. `retry` is BACKOFF only for the classes that say so.
@@ -137,6 +138,9 @@ class SchemaChanged(Halt):
     """A source table is no longer what was prepared, in a way that a mapping depends on."""
 
 
+COLLISIONS = frozenset({"23505", "23P01"})  # of a unique index, of an exclusion constraint
+
+
 class RowRejected(Halt):
     """The target refuses a row. The engine isolates it; it ends the role only when the quarantine may not take it."""
 
@@ -144,6 +148,28 @@ class RowRejected(Halt):
         super().__init__(cause, hint=hint)
         self.sqlstate = sqlstate
         self.constraint = constraint
+
+    @property
+    def collides(self) -> bool:
+        """Whether it is another row that stands in the way, which may be about to give up what this one wants."""
+        return self.sqlstate in COLLISIONS
+
+
+class StatementRefused(Halt):
+    """The target refuses a statement that writes rows, and its SQLSTATE does not say whether a row is at fault.
+
+    A trigger that raises, an index that a value does not fit, a function that does not take it: of a row's fault there
+    is nothing where the same statements write no row at all. `of_row`: the cause, without what may be a row's values.
+    """
+
+    def __init__(self, cause: str, *, hint: str = "", sqlstate: str = "", of_row: str = "") -> None:
+        super().__init__(cause, hint=hint)
+        self.sqlstate = sqlstate
+        self.of_row = of_row
+
+    def rejected(self) -> RowRejected:
+        """The same, once it is known to be a row's fault."""
+        return RowRejected(self.of_row or self.cause, sqlstate=self.sqlstate)
 
 
 class PrivilegeMissing(Halt):

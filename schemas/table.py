@@ -56,7 +56,8 @@ class Table:
     `identity_columns` are what an UPDATE or DELETE sends of the old row: the primary key (DEFAULT), an index's
     columns (INDEX), every column (FULL), nothing (NOTHING, or DEFAULT without a primary key).
     `uniques` are the columns of each unique index that tells any two rows apart at every moment, as the primary key
-    does: valid, immediate, over all rows, of NOT NULL columns alone. `references` are its foreign keys.
+    does: valid, immediate, over all rows, of NOT NULL columns alone. `references` are its foreign keys. `split_by` are
+    the columns that say, at any level, which partition a row is in.
     """
 
     schema: str
@@ -71,11 +72,12 @@ class Table:
     bytes_estimate: int = 0
     uniques: tuple[tuple[str, ...], ...] = ()
     references: tuple[Reference, ...] = ()
+    split_by: tuple[str, ...] = ()
 
     @property
     def shape(self) -> Table:
-        """The table without what roles do not go by: the planner's estimates, and its unique indexes."""
-        return replace(self, rows_estimate=0, bytes_estimate=0, uniques=())
+        """The table without what may change meanwhile: the planner's estimates, unique indexes, how it is split."""
+        return replace(self, rows_estimate=0, bytes_estimate=0, uniques=(), split_by=())
 
     @property
     def column_names(self) -> tuple[str, ...]:

@@ -72,7 +72,13 @@ select c.oid::bigint, c.relname, c.relkind = 'p', c.relreplident,
                     from pg_catalog.pg_partition_tree(c.oid) t where t.isleaf)
             else pg_catalog.pg_table_size(c.oid) end::bigint,
        /* uniques */,
-       /* references */
+       /* references */,
+       case when c.relkind = 'p' then array(
+         select distinct a.attname::text
+           from pg_catalog.pg_partition_tree(c.oid) l
+                join pg_catalog.pg_partitioned_table p on p.partrelid = l.relid
+                join pg_catalog.pg_attribute a on a.attrelid = p.partrelid and a.attnum = any(p.partattrs::int2[])
+          order by 1) else '{}' end
   from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
  where n.nspname = %s and c.relkind in ('r', 'p') and not c.relispartition
  order by c.relname
@@ -143,7 +149,7 @@ def _column(row: list[Any]) -> Column:
 
 
 def _table(schema: str, row: tuple[Any, ...], columns: tuple[Column, ...]) -> Table:
-    oid, name, partitioned, letter, key, by_index, rows, size, uniques, references = row
+    oid, name, partitioned, letter, key, by_index, rows, size, uniques, references, split_by = row
     identity = Identity(letter)
     sent: tuple[str, ...]
     match identity:
@@ -168,6 +174,7 @@ def _table(schema: str, row: tuple[Any, ...], columns: tuple[Column, ...]) -> Ta
         bytes_estimate=size,
         uniques=tuple(tuple(columns) for columns in uniques),
         references=tuple(Reference.of(found) for found in references),
+        split_by=tuple(split_by),
     )
 
 

@@ -19,11 +19,11 @@ from schemas.table import Table
 
 COUNTED = 10_000  # more than so many orphans of one key are not counted
 
-# Keys of the tables, and keys of other tables that refer to them. Operators are the constraint's own: primary key
+# Keys of the tables, and keys of other tables that refer to them; one that is NOT VALID too, for rows have come past it
+# since, but none that is not enforced. Operators are the constraint's own: primary key
 # on the left. Of partitioned tables, the root's constraint speaks for its partitions.
 _KEYS = """
 select k.conname, cn.nspname, c.relname, c.relkind = 'p', pn.nspname, p.relname, p.relkind = 'p', k.confmatchtype = 'f',
-       k.convalidated, coalesce((to_jsonb(k) ->> 'conenforced')::bool, true),
        coalesce((to_jsonb(k) ->> 'conperiod')::bool, false),
        (select array_agg(array[ca.attname, pa.attname, on_.nspname, o.oprname] order by x.n)
           from unnest(k.conkey, k.confkey, k.conpfeqop) with ordinality x(c, p, o, n)
@@ -33,7 +33,7 @@ select k.conname, cn.nspname, c.relname, c.relkind = 'p', pn.nspname, p.relname,
   from pg_catalog.pg_constraint k
   join pg_catalog.pg_class c on c.oid = k.conrelid join pg_catalog.pg_namespace cn on cn.oid = c.relnamespace
   join pg_catalog.pg_class p on p.oid = k.confrelid join pg_catalog.pg_namespace pn on pn.oid = p.relnamespace
- where k.contype = 'f' and k.conparentid = 0
+ where k.contype = 'f' and k.conparentid = 0 and coalesce((to_jsonb(k) ->> 'conenforced')::bool, true)
    and (k.conrelid = any(%(oids)s::oid[]) or k.confrelid = any(%(oids)s::oid[]))
  order by 2, 3, 1
 """
@@ -93,14 +93,8 @@ def foreign_keys(conn: Connection, tables: Iterable[Table]) -> list[ForeignKey]:
 
 
 def _foreign_key(row: Any) -> ForeignKey:
-    name, cs, c, c_split, ps, p, p_split, full, validated, enforced, period, pairs = row
-    skipped = None
-    if not enforced:
-        skipped = "NOT ENFORCED"
-    elif not validated:
-        skipped = "NOT VALID"
-    elif period:
-        skipped = "a temporal key, which this version does not look at"
+    name, cs, c, c_split, ps, p, p_split, full, period, pairs = row
+    skipped = "a temporal key, which this version does not look at" if period else None
     return ForeignKey(
         name=name,
         child=(cs, c),

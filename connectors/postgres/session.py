@@ -16,9 +16,18 @@ from typing import Any
 import psycopg
 from psycopg import conninfo, errors
 
-from schemas.errors import Contended, Halt, PrivilegeMissing, RowRejected, SlackwaterError, Unavailable
+from schemas.errors import (
+    Contended,
+    Halt,
+    PrivilegeMissing,
+    RowRejected,
+    SlackwaterError,
+    StatementRefused,
+    Unavailable,
+)
 
 _QUOTED = re.compile(r'"[^"]*"')
+_RAISED_IN = re.compile(r"^PL/pgSQL function (\S+?)\(", re.MULTILINE)
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 PINS: Mapping[str, str] = {
@@ -43,6 +52,14 @@ PINS: Mapping[str, str] = {
     "idle_session_timeout": "0",
 }
 
+
+# Classes of SQLSTATE that say nothing of a row: transactions and sessions, locks and states of objects, resources,
+# the system, a damaged file.
+NO_ROWS_FAULT = frozenset(
+    {"08", "0B", "0L", "0P", "0Z", "24", "25", "26", "28", "2B", "2D", "34", "3B", "3D"}
+    | {"40", "53", "55", "57", "58", "72", "F0", "XX"}
+)
+SPOKEN_BY_POSTGRES = frozenset({"0A", "21", "23", "42", "54"})  # classes in which PostgreSQL chooses the words
 
 FREE_SPACE = "free space on that server; the work goes on by itself from where it stopped"
 
@@ -104,15 +121,18 @@ def sever(conn: Connection) -> None:
 
 
 @contextmanager
-def translated(doing: str) -> Iterator[None]:
-    """Turns psycopg's errors into ours. `doing` opens the message; DETAIL, which can hold row values, is dropped."""
+def translated(doing: str, *, rows: bool = False) -> Iterator[None]:
+    """Turns psycopg's errors into ours. `doing` opens the message; DETAIL, which can hold row values, is dropped.
+
+    `rows`: the statements write rows, and what is no more than a Halt otherwise may be one row's fault.
+    """
     try:
         yield
     except psycopg.Error as error:
-        raise translate(error, doing) from error
+        raise translate(error, doing, rows=rows) from error
 
 
-def translate(error: psycopg.Error, doing: str) -> SlackwaterError:
+def translate(error: psycopg.Error, doing: str, *, rows: bool = False) -> SlackwaterError:
     """What a driver error means for us; see `translated`."""
     state = error.sqlstate
     message = error.diag.message_primary or _first_line(str(error))
@@ -143,7 +163,21 @@ def translate(error: psycopg.Error, doing: str) -> SlackwaterError:
         return RowRejected(cause, sqlstate=state, constraint=error.diag.constraint_name)
     if state is None or state[:2] in ("08", "57", "53"):  # connection, operator intervention, resources
         return Unavailable(cause, hint="check that the server is up and reachable; it is tried again by itself")
-    return Halt(cause, hint="see the server's log for this statement")
+    hint = "see the server's log for this statement"
+    if rows and state[:2] not in NO_ROWS_FAULT:
+        return StatementRefused(cause, hint=hint, sqlstate=state, of_row=_without_values(error, state, doing))
+    return Halt(cause, hint=hint)
+
+
+def _without_values(error: psycopg.Error, state: str, doing: str) -> str:
+    """What PostgreSQL's own message says but for what it quotes; of one that somebody raised, who did."""
+    message = _QUOTED.sub('"..."', error.diag.message_primary or "")
+    if state[:2] == "54":  # a limit: it quotes an index, or nothing
+        message = error.diag.message_primary or ""
+    elif state[:2] not in SPOKEN_BY_POSTGRES:
+        raised = _RAISED_IN.search(error.diag.context or "")
+        message = f"{raised[1]} has raised an error" if raised else "a trigger or a function has raised an error"
+    return f"{doing}: {message} (SQLSTATE {state})"
 
 
 def _first_line(text: str) -> str:

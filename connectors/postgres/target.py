@@ -15,7 +15,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from connectors.postgres import control
 from connectors.postgres.control import Checkpoint
 from connectors.postgres.session import Connection, translated
-from schemas.direction import Direction
+from schemas.direction import Direction, Side
 from schemas.epoch import Epoch
 from schemas.errors import Halt, Superseded
 from schemas.position import Lsn, Position, format_lsn, parse_lsn
@@ -325,6 +325,29 @@ class Target:
             "do update set changes = q.changes + 1, state = case q.state when 'waived' then 'open' else q.state end",
             (*self._id, load, source, json.dumps(dict(key)), lsn, seq, sqlstate, error),
         )
+
+    def refused_for(self, sqlstate: str) -> set[str]:
+        """The loads of which rows stand open in quarantine for this reason."""
+        rows = self.conn.execute(
+            "select distinct load from slackwater.quarantine where migration = %s and direction = %s"
+            " and state = 'open' and sqlstate = %s",
+            (*self._id, sqlstate),
+        ).fetchall()
+        return {str(load) for (load,) in rows}
+
+    def try_again(self, load: str, sqlstate: str, side: Side) -> int:
+        """Ask for those rows of a load to be read again, unless `side`, the target, is open; how many."""
+        return self.conn.execute(
+            "with closed as (select from slackwater.turn where migration = %s and side = %s and open_turn < fence_turn"
+            " for share), q as (update slackwater.quarantine set state = 'retrying' where migration = %s"
+            " and direction = %s and load = %s and state = 'open' and sqlstate = %s and exists (select from closed)"
+            " returning migration, direction, load, source, key, carried)"
+            " insert into slackwater.reread as r (migration, direction, load, source, key, reason, carried)"
+            " select migration, direction, load, source, key, 'quarantine retry', carried from q"
+            " on conflict (migration, direction, load, source, key) do update set carried = excluded.carried"
+            " where excluded.carried is not null",
+            (self._id[0], str(side), *self._id, load, sqlstate),
+        ).rowcount
 
     def open_quarantine(self) -> int:
         """Rows in quarantine that nobody has waived."""

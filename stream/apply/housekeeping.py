@@ -16,8 +16,9 @@ from connectors.postgres.control import Checkpoint
 from connectors.postgres.session import Connection, translated
 from connectors.postgres.target import Key, Target
 from schemas.direction import Side
-from schemas.errors import Contended, PrivilegeMissing, RowRejected
+from schemas.errors import Contended, PrivilegeMissing, RowRejected, StatementRefused
 from schemas.repair import Repair
+from stream.apply.healing import Partitions
 from stream.engine import Engine
 from stream.migration.silent_changes import Lookout, watched
 from stream.monitoring.metrics import Metrics
@@ -45,6 +46,7 @@ class Tending:
         self._housekeeping = housekeeping
         self._looked_at = -MINUTE_S
         self._unfenced: str | None = None  # why a fence could not be made, once said
+        self._partitions = Partitions(engine.plan, target)
         self._catalogs = Lookout(watched(engine.plan, engine.plan.direction.target))
 
     def run(self, checkpoint: Checkpoint) -> None:
@@ -52,8 +54,9 @@ class Tending:
             states = self._target.loads()
             waiting = self._target.rereads()
             self._metrics.reread(len(waiting))
-            self._metrics.quarantined(self._target.open_quarantine())
+            self._metrics.quarantined(apart := self._target.open_quarantine())
             asked = self._target.owners_asked()
+        self._partitions.look(apart)
         asleep = [name for name, state in states.items() if state.state == "asleep"]
         for name in asleep:
             mirrors = [f"mirror:{s}" for s in self._engine.loads[name].mapping.sources]
@@ -83,7 +86,7 @@ class Tending:
 
         try:
             rows = self._alone(wake)
-        except RowRejected:
+        except (RowRejected, StatementRefused):
             rows = self._alone(wake, isolate=name)
         log.info("%s is computed from its mirrors: %d rows", name, rows)
 

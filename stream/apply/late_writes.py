@@ -18,7 +18,7 @@ from connectors.postgres.session import connect
 from connectors.postgres.target import key_text
 from schemas.change import Change, Op
 from schemas.errors import Halt, Unavailable
-from stream.apply.transaction import Work
+from stream.apply.work import Work
 from stream.engine import Engine
 
 log = logging.getLogger("slackwater.apply")

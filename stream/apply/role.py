@@ -32,7 +32,8 @@ from schemas.position import Lsn, Position, format_lsn
 from stream.apply import late_writes
 from stream.apply.housekeeping import Tending
 from stream.apply.schema_check import Shapes
-from stream.apply.transaction import Batch, Folding, Offsets, Work
+from stream.apply.transaction import Batch
+from stream.apply.work import Folding, Offsets, Work
 from stream.engine import Engine
 from stream.migration.replaced import LeftOut
 from stream.monitoring.heartbeat import Heartbeat

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 from connectors.failpoint import failpoint
@@ -18,96 +17,17 @@ from connectors.postgres.control import Checkpoint
 from connectors.postgres.session import translated
 from connectors.postgres.target import Carried, Key, canonical
 from schemas.change import Change
-from schemas.control import CANARY
 from schemas.epoch import Epoch
-from schemas.errors import Halt, RowRejected, Unavailable
+from schemas.errors import Halt, RowRejected, StatementRefused, Unavailable
 from schemas.position import Lsn
+from stream.apply.probe import SAVEPOINT, Probe, Refused, Unstaged
+from stream.apply.work import Folding, Work, merged
 from stream.engine import Engine
-from stream.engine.fold import Folded
-from stream.engine.staging import Laid, Staged
+from stream.engine.staging import Staged
 
 log = logging.getLogger("slackwater.apply")
 
-UNIQUE_VIOLATION = "23505"
 MAX_FOLDED_ROWS = 200_000
-
-Offsets = dict[str, dict[int, int]]
-
-
-@dataclass(slots=True)
-class Work:
-    """Epochs that share a target transaction: their records, their changes in position order, and those folded.
-
-    `offsets` is what to read next after them. Only the last record may be incomplete, and then it is the only one.
-    """
-
-    epochs: list[Epoch]
-    changes: list[Change]
-    tables: dict[str, Folded]
-    keyless: dict[str, list[Change]]
-    offsets: Offsets
-    canaries: list[Change] = field(default_factory=list)
-    laid: dict[str, Laid] = field(default_factory=dict)  # of `tables`, as far as they are laid out
-
-    @property
-    def echo(self) -> bool:
-        """Its rows are the opposite direction's work: they reach the mirrors alone."""
-        return self.epochs[0].echo
-
-    @property
-    def turn(self) -> int | None:
-        """The source's turn that its rows are of."""
-        return self.epochs[0].turn
-
-    def takes(self, epoch: Epoch) -> bool:
-        """Whether the epoch is of its kind, and can go with it."""
-        return (epoch.echo, epoch.turn) == (self.echo, self.turn)
-
-    @property
-    def complete(self) -> bool:
-        return self.epochs[-1].complete
-
-    @property
-    def end_lsn(self) -> Lsn:
-        return self.epochs[-1].end_lsn
-
-
-class Folding:
-    """How changes are folded for an engine: by the keys its tables have, those without one left as they are."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._stages = engine.stages
-        self.keys = {name: stage.key for name, stage in engine.stages.items()}
-        self._feeding = {name: stage.feeding for name, stage in engine.stages.items()}
-        self._keyless = {x.mapping.sources[0] for x in engine.loads.values() if not x.mapping.key}
-        self._keyed = {s for x in engine.loads.values() if x.mapping.key for s in x.mapping.sources}
-
-    def work(self) -> Work:
-        return Work(epochs=[], changes=[], tables={}, keyless={}, offsets={})
-
-    def add(self, work: Work, epoch: Epoch, changes: list[Change], offsets: Offsets) -> None:
-        """Continue `work` with the next epoch."""
-        work.laid.clear()
-        work.epochs.append(epoch)
-        work.canaries += [change for change in changes if change.table == CANARY]
-        if work.canaries:
-            changes = [change for change in changes if change.table != CANARY]
-        work.changes += changes
-        work.offsets = merged(work.offsets, offsets)
-        for change in changes:
-            table = change.table
-            if table in self._keyless and not epoch.echo:
-                work.keyless.setdefault(table, []).append(change)
-                if table not in self._keyed:
-                    continue
-            folded = work.tables.get(table)
-            if folded is None:
-                folded = work.tables[table] = Folded(key=self.keys[table], feeding=self._feeding[table])
-            folded.add(change)
-
-    def lay(self, work: Work) -> None:
-        """Lay out what is folded, so that the thread that writes need not."""
-        work.laid = {name: self._stages[name].lay(folded) for name, folded in work.tables.items()}
 
 
 class Batch:
@@ -214,10 +134,12 @@ class Batch:
         e.careful = False
         swap: set[str] = set()
         fresh: set[tuple[str, str]] = set()  # (load, key) of what this part has put into quarantine
+        omit: dict[str, set[int]] = {}
         while True:
             e.savepoint("part")
             try:
-                staged = e.stage(work.tables, laid=work.laid, straight=not self._quarantined)
+                straight = not (self._quarantined or omit)
+                staged = e.stage(work.tables, laid=work.laid, straight=straight, omit=omit)
                 known = {} if e.mirrors_only else self._known(staged)
                 carried = self._carried(staged, known)
                 e.settle(staged, swap=swap, skip=known, applied_lsn=applied_lsn)
@@ -225,16 +147,16 @@ class Batch:
                     e.keyless.apply(source, changes)
                 self._join(work, staged, known, fresh, carried)
             except Halt as error:
-                load = e.current
+                load, source = e.current, e.staging
                 e.back_to("part")
                 if not e.careful:
                     e.careful = True  # once more, statement by statement: which load was it?
-                elif not isinstance(error, RowRejected):
+                elif not isinstance(error, (RowRejected, StatementRefused)):
                     raise
-                elif error.sqlstate == UNIQUE_VIOLATION:
-                    self._unique(load, error, swap, work)
-                else:
-                    self._isolate(load, error, work, fresh, applied_lsn)
+                elif source:
+                    self._unstageable(source, error, work, fresh, omit)
+                elif not self._collision(load, error, swap, work):
+                    self._isolate(load, error, work, fresh, applied_lsn, swap, omit)
             else:
                 if self._late:
                     self._overtaken(work)
@@ -243,12 +165,17 @@ class Batch:
 
     # What the target refuses.
 
-    def _unique(self, load: str, error: RowRejected, swap: set[str], work: Work) -> None:
-        """A unique value moved between rows of the batch, or stands in a chunk that is newer than the batch."""
+    def _collision(self, load: str, error: RowRejected | StatementRefused, swap: set[str], work: Work) -> bool:
+        """A unique value moved between rows of the batch, or stands in a chunk that is newer than the batch.
+
+        False: neither is so; if it is another row at all that stands in the way, it stays there.
+        """
         e = self._engine
+        if not (isinstance(error, RowRejected) and error.collides):
+            return False
         if e.replica and load not in swap and load in e.loads and e.loads[load].mapping.key:
             swap.add(load)
-            return
+            return True
         state = e.states.get(load)
         newest = state.newest_lsn if state is not None else Lsn(0)
         # The rest of the transaction, or of what the chunk has shown already, may free the value.
@@ -268,22 +195,34 @@ class Batch:
             for number, epoch in enumerate(further.epochs):
                 changes = further.changes if number == 0 else []
                 self._folding.add(work, epoch, changes, further.offsets)
-            return
+            return True
+        if e.replica:
+            return False
         raise RowRejected(
-            f"{error.cause}: two rows of the new table {load} want the same unique value",
-            hint="the new constraint is stricter than the old one, or the mapping merges rows: change the data on old, "
-            "or the mapping or the constraint, and start again; nothing was lost",
+            f"{error.cause}: a row of {load} wants what another one has, or is about to give up, which a role can only"
+            " tell that may set session_replication_role",
+            hint="grant set on parameter session_replication_role to the role, and start again; where two rows really"
+            " want the same, change the data on the source, the mapping or the constraint. Nothing was lost",
             sqlstate=error.sqlstate,
         ) from error
 
     def _isolate(
-        self, load: str, error: RowRejected, work: Work, fresh: set[tuple[str, str]], applied_lsn: Lsn
+        self,
+        load: str,
+        error: RowRejected | StatementRefused,
+        work: Work,
+        fresh: set[tuple[str, str]],
+        applied_lsn: Lsn,
+        swap: set[str],
+        omit: dict[str, set[int]],
     ) -> None:
         """Find the staged rows (of a mapping over mirrors: the owners) that the target refuses, and set them aside."""
         e = self._engine
         if load not in e.loads:
             raise error
         if not e.loads[load].mapping.key:
+            if isinstance(error, StatementRefused):
+                raise error
             raise RowRejected(
                 f"{error.cause}: a row of a table without a key, which cannot be set aside",
                 hint="correct the mapping or the target's column or constraint, and start again; nothing was lost",
@@ -295,52 +234,82 @@ class Batch:
             e.owners.isolate.add(load)
             return
         source = e.loads[load].mapping.sources[0]
-        staged = e.stage(work.tables, laid=work.laid)
+        staged = e.stage(work.tables, laid=work.laid, omit=omit)
         every = range(len(staged[source].keys))
         already = set(self._known(staged).get(load, ()))
-        e.savepoint("probe")
-        found = self._bisect(load, staged, [n for n in every if n not in already], set(every), applied_lsn)
+        e.savepoint(SAVEPOINT)
+        probe = Probe(e, load, staged, set(every), applied_lsn, swap={load} & swap)
+        if isinstance(error, StatementRefused) and probe.error(()) is not None:
+            e.back_to("part")
+            raise error  # without any row, too
+        rows = [n for n in every if n not in already]
+        if isinstance(error, RowRejected) and error.collides:
+            found = probe.colliding(rows, error)
+        else:
+            found = probe.refused(rows, blamed=False)
+        self._record(found, [load], source, staged[source], error, work, fresh)
+
+    def _unstageable(
+        self,
+        source: str,
+        error: RowRejected | StatementRefused,
+        work: Work,
+        fresh: set[tuple[str, str]],
+        omit: dict[str, set[int]],
+    ) -> None:
+        """Find rows that not even a temporary table of the target takes, and set them aside for all that read them."""
+        e = self._engine
+        reading = [x.name for x in e.loads.values() if source in x.mapping.sources and x.mapping.row_local]
+        if not all(e.loads[name].mapping.key for name in reading):
+            raise error
+        laid = work.laid.setdefault(source, e.stages[source].lay(work.tables[source]))
+        known = self._known({source: laid.staged})
+        apart = set.intersection(*(set(known.get(name, ())) for name in reading))
+        if not apart <= omit.setdefault(source, set()):
+            omit[source] |= apart  # they have been set aside before, perhaps for this
+            return
+        e.savepoint(SAVEPOINT)
+        probe = Unstaged(e, source, work.tables[source], laid)
+        if probe.error(()) is not None:
+            e.back_to("part")
+            raise error
+        found = probe.refused([n for n in range(len(laid.staged.keys)) if n not in omit[source]], blamed=True)
+        self._record(found, reading, source, laid.staged, error, work, fresh)
+        omit[source] |= {n for n, _ in found}
+
+    def _record(
+        self,
+        found: Refused,
+        loads: Sequence[str],
+        source: str,
+        staged: Staged,
+        error: RowRejected | StatementRefused,
+        work: Work,
+        fresh: set[tuple[str, str]],
+    ) -> None:
+        """Put staged rows into quarantine, for these loads."""
+        e = self._engine
         # One that takes another key stands there under both: under the old one, too, it will have to be read again.
-        refused = [(n, why, key) for n, why in found for key in self._named(source, staged[source], n)]
+        refused = [(n, why, key) for n, why in found for key in self._named(source, staged, n)]
         e.back_to("part")
         if not refused:
             raise error
+        more = len(refused) * len(loads)
         held = e.target.quarantine_size()
-        if held + len(refused) > (limit := self._limit()):
+        if held + more > (limit := self._limit()):
             raise RowRejected(
-                f"{error.cause}: {held + len(refused)} rows would stand in quarantine, and the limit is {limit}",
+                f"{found[0][1].cause}: {held + more} rows would stand in quarantine, and the limit is {limit}",
                 hint="`slackwater quarantine list` shows them; mend the mapping or the data, or raise quarantine.limit",
                 sqlstate=error.sqlstate,
             ) from error
         folded = work.tables[source]
         order = [*folded.rows.values(), *folded.gone]
-        for n, why, key in refused:
-            e.target.quarantine(load, source, key, order[n].position, why.sqlstate, why.cause)
-            self._quarantined.setdefault(load, set()).add(canonical(key))
-            fresh.add((load, canonical(key)))
-        log.error("%d rows of %s are in quarantine: %s", len(refused), load, error.cause)
-
-    def _bisect(
-        self, load: str, staged: dict[str, Staged], rows: list[int], every: set[int], applied_lsn: Lsn
-    ) -> list[tuple[int, RowRejected]]:
-        """Each row that is refused on its own, with the error."""
-        if not rows:
-            return []
-        e = self._engine
-        kept = set(rows)
-        source = e.loads[load].mapping.sources[0]
-        try:
-            skip = {load: sorted(every - kept)}
-            e.settle({source: staged[source]}, skip=skip, applied_lsn=applied_lsn, only={load})
-        except RowRejected as error:
-            e.back_to("probe")
-            if len(rows) == 1:
-                # Alone, it may want a value that another row is about to give up.
-                return [] if error.sqlstate == UNIQUE_VIOLATION else [(rows[0], error)]
-            halves = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-            return [found for half in halves for found in self._bisect(load, staged, half, every, applied_lsn)]
-        e.back_to("probe")
-        return []
+        for load in loads:
+            for n, why, key in refused:
+                e.target.quarantine(load, source, key, order[n].position, why.sqlstate, why.cause)
+                self._quarantined.setdefault(load, set()).add(canonical(key))
+                fresh.add((load, canonical(key)))
+            log.error("%d rows of %s are in quarantine: %s", len(refused), load, found[0][1].cause)
 
     def _known(self, staged: dict[str, Staged]) -> dict[str, list[int]]:
         """Staged rows whose key stands in quarantine already, or that take one's place: they join it."""
@@ -396,8 +365,3 @@ class Batch:
                         target.quarantine(load, source, key, every[n].position, "", error)
             if load in carried:
                 target.carry(load, source, carried[load])
-
-
-def merged(offsets: Offsets, newer: Offsets) -> Offsets:
-    """`offsets` moved on by `newer`."""
-    return {t: {**offsets.get(t, {}), **newer.get(t, {})} for t in {*offsets, *newer}}

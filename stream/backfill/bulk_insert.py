@@ -44,7 +44,8 @@ def apply_chunk(engine: Engine, name: str) -> int:
 def _ranged(load: Load) -> bool:
     """Whether the target key's first column is an owner's (then owners bound what is touched), of a built-in type."""
     m = load.mapping
-    return bool(m.row_local and m.key and m.key[0] in m.owner and "." not in load.table.column(m.key[0]).type)
+    owned = m.row_local and m.key and m.key[0] in m.owner and not load.fixed
+    return bool(owned and "." not in load.table.column(m.key[0]).type)
 
 
 def _reach(engine: Engine, load: Load) -> Reach | None:

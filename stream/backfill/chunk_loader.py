@@ -20,7 +20,7 @@ from connectors.postgres.control import Checkpoint
 from connectors.postgres.ranges import Chunk, Kind
 from connectors.postgres.session import cancel, connect, translated
 from connectors.postgres.target import Key
-from schemas.errors import RowRejected, SlackwaterError, Unavailable
+from schemas.errors import RowRejected, SlackwaterError, StatementRefused, Unavailable
 from schemas.plan import Plan
 from schemas.position import ZERO, Lsn, Position
 from stream.backfill.bulk_insert import apply_chunk
@@ -43,9 +43,8 @@ TARGET_SESSION: Mapping[str, str] = {
 CHUNK_TIMEOUT_S = 60  # a statement of a chunk, of a process that was stopped in it too; a whole table has no limit
 CHUNK_MAX_S = 20.0  # reading one chunk; past it, it is cut smaller
 OVERSIZE = 8  # times chunk_bytes, likewise
-UNIQUE_VIOLATION = "23505"
 QUERY_CANCELED = "57014"
-MAX_COLLISIONS = 5  # violations of a unique constraint that the stream may yet resolve, before the row is blamed
+MAX_COLLISIONS = 5  # collisions with other rows that the stream may yet resolve, before the row is blamed
 
 
 class Session:
@@ -142,6 +141,14 @@ class Loader:
             if getattr(error.__cause__, "sqlstate", None) == QUERY_CANCELED:
                 raise TooLarge(f"a chunk took too long: {error.cause}", hint="it is split and tried again") from error
             raise
+        except StatementRefused as error:
+            engine, name = self._s.engine, claim.work.name
+            engine.begin(holder=HOLDER, lock="shared", mirrors_only=None if name.startswith(MIRROR) else False)
+            try:
+                found = of_row(engine, name, error)
+            finally:
+                engine.abandon()
+            raise found from error
 
     def _load(self, claim: Claim) -> Read:
         work, began = claim.work, time.monotonic()
@@ -192,8 +199,9 @@ class Loader:
         engine.savepoint("lone")
         try:
             return self._written(claim, at)
-        except RowRejected as error:
+        except (RowRejected, StatementRefused) as refused:
             engine.back_to("lone")
+            error = of_row(engine, work.name, refused)
             if self._may_pass(claim, error):
                 raise
             with self._s.reader.snapshot(work.space.table, work.barrier, at.end_lsn) as shown:
@@ -207,7 +215,7 @@ class Loader:
 
     def _may_pass(self, claim: Claim, error: RowRejected) -> bool:
         """Whether the stream may yet resolve it: rows of a chunk are newer than what is applied around them."""
-        return error.sqlstate == UNIQUE_VIOLATION and claim.collisions < MAX_COLLISIONS
+        return error.collides and claim.collisions < MAX_COLLISIONS
 
     def after(self, claim: Claim, error: SlackwaterError) -> list[Claim]:
         """What becomes of a claim that was not loaded: itself, to be tried again, or its halves.
@@ -246,6 +254,24 @@ class Loader:
             return None
         parts = self._s.loads.split(work.name, claim.chunk, *halves)
         return [Claim(work, part, collisions=claim.collisions) for part in parts]
+
+
+def of_row(engine: Engine, load: str, error: RowRejected | StatementRefused) -> RowRejected:
+    """What the target has against a row, inside the caller's transaction.
+
+    Errors: `error` itself, where the load's statements are refused without any row as well: no row is at fault then.
+    """
+    if isinstance(error, RowRejected):
+        return error
+    engine.savepoint("empty")
+    try:
+        with engine.chunk.stage(load):
+            pass
+        apply_chunk(engine, load)
+    except (RowRejected, StatementRefused):
+        raise error from error.__cause__
+    engine.back_to("empty")
+    return error.rejected()
 
 
 def set_aside(

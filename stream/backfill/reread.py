@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,12 +21,12 @@ from connectors.postgres.control import Checkpoint
 from connectors.postgres.ranges import KeySpace, Kind, relation
 from connectors.postgres.session import Connection, translated
 from schemas.direction import Direction
-from schemas.errors import Halt, Refused, RowRejected
+from schemas.errors import Halt, Refused, RowRejected, StatementRefused
 from schemas.plan import Plan
 from schemas.position import ZERO, Lsn, format_lsn
 from schemas.repair import Repair
 from schemas.table import Table
-from stream.backfill.chunk_loader import CHUNK_TIMEOUT_S, MAX_COLLISIONS, UNIQUE_VIOLATION, Session, set_aside
+from stream.backfill.chunk_loader import CHUNK_TIMEOUT_S, MAX_COLLISIONS, Session, of_row, set_aside
 from stream.backfill.load_table import MIRROR, LoadRow
 from stream.engine import Lock
 from stream.engine.mapping_sql import Load, columns
@@ -179,11 +180,14 @@ class Rereader:
         except RowRejected as error:
             if len(taken) <= 1:
                 raise
+            if error.collides and self._s.engine.replica:  # a value may have moved between them
+                with suppress(RowRejected):
+                    return self._read(row, [a.key for a in taken], [], swap=True)
             log.info("a batch of rereads of %s is halved: %s", row.name, error.cause)
         half = len(taken) // 2
         return sum(self._batch(row, [a.key for a in part]) for part in (taken[:half], taken[half:]))
 
-    def _read(self, row: LoadRow, keys: Sequence[Key] | None, taken: list[Asked]) -> int:
+    def _read(self, row: LoadRow, keys: Sequence[Key] | None, taken: list[Asked], *, swap: bool = False) -> int:
         load, engine = row.name, self._s.engine
         # A mirror's new rows recompute the mappings that read it, as the applier does: alone.
         lock: Lock = "exclusive" if load.startswith(MIRROR) else "shared"
@@ -196,16 +200,17 @@ class Rereader:
             taken[:] = [a for a in taken if a.key.keys() == names and a.repair == repair]
             wanted = [a.key for a in taken]
             engine.repairs.asked = repair
-            if len(taken) == 1:
-                engine.savepoint("lone")
+            engine.savepoint("lone")
             lsn = [ZERO]
             try:
                 carried = [document for a in taken for document in a.carried]
-                self._write(row, wanted, at, lsn, carried=carried, owners=repair is not None and repair.owners)
-            except RowRejected as error:
-                if len(taken) > 1:
-                    raise
+                owners = repair is not None and repair.owners
+                self._write(row, wanted, at, lsn, carried=carried, owners=owners, swap=swap)
+            except (RowRejected, StatementRefused) as refused:
                 engine.back_to("lone")
+                error = of_row(engine, load, refused)
+                if len(taken) > 1:
+                    raise error from refused
                 self._refused(row, taken[0], lsn[0], error)
             else:
                 self._queue.read(load, wanted)
@@ -237,6 +242,7 @@ class Rereader:
         *,
         carried: Sequence[Key] = (),
         owners: bool = False,
+        swap: bool = False,
     ) -> None:
         """`owners`: the keys are those of target rows' owners, and the source's rows are those that feed them."""
         assert row.barrier is not None
@@ -259,11 +265,11 @@ class Rereader:
         failpoint("backfill.mid_reread")
         if carried:
             engine.chunk.keep(load, carried)
-        engine.chunk.apply(load, carried=bool(carried), owners=owners)
+        engine.chunk.apply(load, carried=bool(carried), owners=owners, swap=swap)
 
     def _refused(self, row: LoadRow, asked: Asked, lsn: Lsn, error: RowRejected) -> None:
         """A row alone that the target refuses: left for the stream to resolve a few times, then set aside."""
-        if error.sqlstate == UNIQUE_VIOLATION and asked.attempts < MAX_COLLISIONS:
+        if error.collides and asked.attempts < MAX_COLLISIONS:
             self._queue.again(row.name, [asked.key])
             self._not_before[row.name] = lsn
         elif asked.repair is not None and asked.repair.owners:  # no source row's key, by which it could be set aside

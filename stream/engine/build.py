@@ -91,6 +91,7 @@ def stages(conn: Connection, plan: Plan) -> dict[str, Stage]:
         if name in plan.mirrors:
             read.update(c.name for c in table.columns if not c.generated)
         kept = [c for c in table.columns if c.name in read]
+        lasting, at_once = _lasting(plan, table, key)
         made[name] = Stage(
             number=number,
             source=table,
@@ -101,8 +102,23 @@ def stages(conn: Connection, plan: Plan) -> dict[str, Stage]:
             naming=frozenset(naming),
             mirrored=name in plan.mirrors,
             moves_alone=any(set(plan.targets[m.target].column_names) - set(m.columns) for m in plan.reading(name)),
+            lasting=lasting,
+            at_once=at_once,
         )
     return made
+
+
+def _lasting(plan: Plan, table: Table, key: tuple[str, ...]) -> tuple[tuple[str, ...], bool]:
+    """`Folded.lasting` and `at_once` of a source: by what a row is known that comes back under another key.
+
+    By what names its target rows, where that is not the whole key. Else by what of the key does not say which
+    partition a row is in: PostgreSQL sends one that moves as a DELETE and the INSERT that follows it.
+    """
+    named = [m.feeds[table.name].columns for m in plan.reading(table.name) if m.row_local and m.key]
+    parts = frozenset[str]().union(*named)
+    if parts and parts < set(key):
+        return tuple(k for k in key if k in parts), False
+    return tuple(k for k in key if k not in table.split_by) if table.split_by else (), True
 
 
 def parents_first(conn: Connection, loads: dict[str, Load]) -> tuple[str, ...]:
@@ -137,7 +153,7 @@ def direct_sources(plan: Plan, stages: dict[str, Stage], loads: dict[str, Load])
 
     def straight(source: str) -> bool:
         reading = [x for x in loads.values() if source in x.mapping.sources]
-        ok = all(x.mapping.row_local and x.mapping.key and not x.leaves_gaps for x in reading)
+        ok = all(x.mapping.row_local and x.mapping.key and not (x.leaves_gaps or x.fixed) for x in reading)
         return ok and source not in plan.mirrors and not stages[source].feeding
 
     return frozenset(s for s in plan.sources if straight(s))

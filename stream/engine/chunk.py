@@ -41,7 +41,7 @@ class Chunk:
         names = columns(self.columns(load))
         e.current = load
         with (
-            translated(f"staging a chunk of {load}"),
+            translated(f"staging a chunk of {load}", rows=True),
             e.firing(),
             e.conn.cursor() as cursor,
             cursor.copy(f"copy {stage.new} ({names}) from stdin") as copy,
@@ -57,7 +57,7 @@ class Chunk:
         named = tuple(keys[0])  # the source's key, or the columns that say which owner a row feeds
         names = columns(named)
         with (
-            translated(f"staging keys of {load}"),
+            translated(f"staging keys of {load}", rows=True),
             e.firing(),
             e.conn.cursor() as cursor,
             cursor.copy(f"copy {stage.old} ({names}) from stdin") as copy,
@@ -88,10 +88,10 @@ class Chunk:
         with translated(f"staging rows of {load}"), e.firing():
             e.conn.execute(x.keep_documents(), (json.dumps([dict(document) for document in carried]),))
 
-    def apply(self, load: str, *, carried: bool = False, owners: bool = False) -> int:
+    def apply(self, load: str, *, carried: bool = False, owners: bool = False, swap: bool = False) -> int:
         """Transform and write what `stage`, `stage_keys` and (`carried`) `keep` staged; returns target rows written.
 
-        `owners`: `stage_owners` has named some.
+        `owners`: `stage_owners` has named some. `swap`: a unique value moves between the rows.
 
         A mirror's rows also recompute the awake mappings that read it, which needs the exclusive lock.
         """
@@ -114,6 +114,6 @@ class Chunk:
             with e.writing(x):
                 return e.keyless.load(x)
         # Where a row comes that carries something, another one may be still: it is taken out, not made into this one.
-        swap = {load} if carried and e.replica else ()
-        e.settle({source: staged}, swap=swap, skip={}, applied_lsn=Lsn(0), only=names)
+        taken_out = {load} if swap or (carried and e.replica) else ()
+        e.settle({source: staged}, swap=taken_out, skip={}, applied_lsn=Lsn(0), only=names)
         return e.written

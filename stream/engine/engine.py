@@ -34,6 +34,12 @@ from stream.engine.toast import Partial
 
 Lock = Literal["exclusive", "shared"]
 NOTHING_LAID: Mapping[str, Laid] = {}
+NOTHING_OMITTED: Mapping[str, Collection[int]] = {}
+
+ALWAYS = (
+    "{0}: {1} is generated always, so no UPDATE can set it, and this role may not set session_replication_role, without"
+    " which a row cannot be taken out and put back: triggers and foreign keys would act on that"
+)
 
 _PASS = secrets.token_hex(32)  # one per process; a successor's replaces it in slackwater.pass
 
@@ -48,7 +54,7 @@ class Engine:
         self.conn = conn
         self.plan = plan
         self.target = Target(conn, plan.migration, plan.direction, apart=self.apart)
-        self.current = ""
+        self.current = self.staging = ""
         self.careful = False  # wait for each statement, so that `current` is exact
         self._pipeline: Any = None
         self._path = user_path.spelled(plan.target_path)
@@ -247,26 +253,33 @@ class Engine:
         self.settle(staged, swap=swap, skip=skip or {}, applied_lsn=applied_lsn)
 
     def stage(
-        self, tables: Mapping[str, Folded], *, laid: Mapping[str, Laid] = NOTHING_LAID, straight: bool = True
+        self,
+        tables: Mapping[str, Folded],
+        *,
+        laid: Mapping[str, Laid] = NOTHING_LAID,
+        straight: bool = True,
+        omit: Mapping[str, Collection[int]] = NOTHING_OMITTED,
     ) -> dict[str, Staged]:
         """Fill the temporary tables, or, if `straight`, leave them out where that can be; empty folds stage nothing.
 
-        `laid` are those of the folds that somebody has laid out already.
+        `laid` are those of the folds that somebody has laid out already; `omit` rows of them, by number, that the
+        tables do not take. After an error `staging` names the source whose rows it met.
         """
         staged = {}
         for name, folded in tables.items():
             if not (folded.truncated or folded.rows or folded.gone):
                 continue
             stage = self.stages[name]
-            self.current = name
-            with translated(f"staging {name}"):
+            self.current = self.staging = name
+            with translated(f"staging {name}", rows=True):
                 bare = straight and not self.careful and name in self._direct and small(folded) and plain(folded)
                 bare = bare and not any(name in self.loads[x].mapping.sources for x in self.carrying)
                 if not bare:
                     self.stage_of(name)
                 rows = laid.get(name) or stage.lay(folded)
                 with self.firing() if not bare else nullcontext():  # domains have checks
-                    staged[name] = stage.fill(self.conn, rows, direct=bare)
+                    staged[name] = stage.fill(self.conn, rows, direct=bare, omit=omit.get(name, ()))
+        self.staging = ""
         return staged
 
     @contextmanager
@@ -278,7 +291,7 @@ class Engine:
         posted: list[Any] = []
         self._posted = posted
         try:
-            with translated("applying"), self.conn.pipeline() as pipeline:
+            with translated("applying", rows=True), self.conn.pipeline() as pipeline:
                 self._pipeline = pipeline
                 yield
         finally:
@@ -339,12 +352,13 @@ class Engine:
         for load in loads:
             with self.writing(load):
                 left_out = skip.get(load.name, ())
-                self._transform(load, staged[load.mapping.sources[0]], left_out, applied_lsn, swap=load.name in swap)
+                self._transform(load, staged[load.mapping.sources[0]], left_out, applied_lsn, self._whole(load, swap))
         failpoint("apply.in_pipeline")
         with self.plans.by_index():
             for load in reversed(loads):
                 with self.writing(load):
-                    self._delete(load, staged[load.mapping.sources[0]], skip.get(load.name, ()))
+                    left_out = skip.get(load.name, ())
+                    self._delete(load, staged[load.mapping.sources[0]], left_out, self._whole(load, swap))
             for load in loads:
                 with self.writing(load):
                     rows = staged[load.mapping.sources[0]]
@@ -355,11 +369,15 @@ class Engine:
                         self.write(load, swap=load.name in swap, moved=moved)
         for load in loads:
             rows = staged[load.mapping.sources[0]]
-            if load.name not in swap and any(p.missing and not p.moved for p in rows.parts):
+            if not self._whole(load, swap) and any(p.missing and not p.moved for p in rows.parts):
                 with self.writing(load):
                     self.partial.write(load, rows, skip.get(load.name, ()))
 
-    def _transform(self, load: Load, staged: Staged, skip: Sequence[int], applied_lsn: Lsn, *, swap: bool) -> None:
+    def _whole(self, load: Load, swap: Collection[str]) -> bool:
+        """Whether rows may be taken out and put back: even those that lack values are completed then."""
+        return load.name in swap or bool(load.fixed)
+
+    def _transform(self, load: Load, staged: Staged, skip: Sequence[int], applied_lsn: Lsn, whole: bool) -> None:
         if staged.direct is not None:
             return
         source = load.mapping.sources[0]
@@ -367,12 +385,12 @@ class Engine:
         left = self.partial.leave(load, staged) if load.name in self.carrying else {}
         if any(p.moved for p in staged.parts):
             self.partial.move(load, staged, skip, applied_lsn, left)
-        if swap and any(p.missing and not p.moved for p in staged.parts):
+        if whole and any(p.missing and not p.moved for p in staged.parts):
             self.partial.complete(load, staged, skip)
         if any(p.number == 0 for p in staged.parts):
             self.post(load.transform({source: stage.reading(part=0, skip=skip)}), prepare=not skip)
 
-    def _delete(self, load: Load, staged: Staged, skip: Sequence[int]) -> None:
+    def _delete(self, load: Load, staged: Staged, skip: Sequence[int], whole: bool) -> None:
         if staged.direct is not None:
             if staged.has_gone:
                 self._straight(load, "delete", staged.direct.old)
@@ -389,23 +407,27 @@ class Engine:
                 # A row that comes under a key which another one had must not find that one's unmapped columns there.
                 self.post(load.delete_left(source, stage.reading_left(skip=lost)), prepare=not lost, writes=True)
             self.post(load.collect_owners(source, {source: stage.reading_old(skip=lost)}), prepare=not lost)
+            self.partial.spare(load, staged, completed=whole)
         if load.leaves_gaps and staged.has_new:
-            whole = {source: stage.reading(part=0, skip=skip)}
-            self.post(load.collect_owners(source, whole), prepare=not skip)
+            coming = {source: stage.reading(part=0, skip=skip)}
+            self.post(load.collect_owners(source, coming), prepare=not skip)
         if staged.has_gone or (load.leaves_gaps and staged.has_new):
             self.repairs.delete_stale(load)
 
     def write(self, load: Load, *, swap: bool = False, moved: bool = False) -> None:
         self.repairs.keep_overwritten(load)
-        if swap or moved:
+        fixed = () if swap else load.fixed
+        if fixed and not self.replica:
+            raise Halt(ALWAYS.format(load.name, ", ".join(fixed)), hint=f"on {self._side}: {load.by_default()}")
+        if swap or moved or fixed:
             self.keep(load)
-        if swap:
-            self.post(load.take_out())
-        elif (update := load.update()) is not None:
+        if swap or fixed:
+            self.post(load.take_out(differing=fixed))
+        if not swap and (update := load.update()) is not None:
             self.post(update, prepare=True, writes=True)
         if moved and not swap and (carry := load.carry()) is not None:
             self.post(carry)
-        if swap or moved:
+        if swap or moved or fixed:
             self.post(load.put_back(), writes=True)
         self.post(load.insert(), prepare=True, writes=True)
 
@@ -463,7 +485,7 @@ class Engine:
     @contextmanager
     def writing(self, load: Load) -> Iterator[None]:
         self.current = load.name
-        with translated(f"writing {load.name}"), self.firing():
+        with translated(f"writing {load.name}", rows=True), self.firing():
             yield
 
     def stage_of(self, source: str) -> Stage:

@@ -3,11 +3,15 @@
 Invariant: what a fold hands on is the difference between two states the source was in. Order is by position alone; a
 row keeps the key it had before the epoch (its origin), so a key change stays one change, and values that PostgreSQL did
 not send are merged from earlier images of the same row, never from another row.
+
+A DELETE and an INSERT of one key are one row, which was changed, where one transaction has made both: so an application
+replaces a row, and so PostgreSQL itself sends a row that moves to another partition. Of two transactions they are two
+rows, in one epoch too: what becomes of a row must not depend on which transactions happened to share an epoch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from schemas.change import Change, Image, Op
@@ -41,14 +45,24 @@ class Folded:
     `gone` also holds every image that a row had and left behind in between. A backfill chunk whose snapshot lies inside
     these changes has brought such an image to the target under a key that is neither the row's first nor its last;
     where none did, nothing is there to delete. `feeding` are the columns beside the key that decide which target rows
-    an image feeds.
+    an image feeds. `lasting`, where it is not empty, is the part of the key by which a row is still known when it comes
+    back under another one; `at_once`: only as the very next change.
     """
 
     key: tuple[str, ...]
     feeding: frozenset[str] = frozenset()
+    lasting: tuple[str, ...] = ()
+    at_once: bool = False
     truncated: bool = False
     rows: dict[Key, Row] = field(default_factory=dict)
-    gone: list[Row] = field(default_factory=list)
+    _behind: list[Row] = field(default_factory=list)
+    _deleted: dict[Key, Row] = field(default_factory=dict)  # by the key that the row had last
+    _known_by: dict[Key, Key] = field(default_factory=dict)  # that key by its lasting part
+
+    @property
+    def gone(self) -> list[Row]:
+        """Rows and images that went away."""
+        return [*self._behind, *self._deleted.values()]
 
     def add(self, change: Change) -> None:
         """Fold the next change, which must be newer than all before it."""
@@ -62,7 +76,8 @@ class Folded:
         elif op == TRUNCATE:
             self.truncated = True
             self.rows.clear()
-            self.gone.clear()
+            self._behind.clear()
+            self._deleted.clear()
         else:
             raise Halt(f"unknown operation {op!r} on {change.table}", hint="run the version that wrote this topic")
 
@@ -80,7 +95,26 @@ class Folded:
         after = change.after
         assert after is not None
         missing = frozenset(change.missing) if change.missing else _NONE
-        self.rows[self._key(after, change)] = Row(None, None, after, missing, change.position)
+        key = self._key(after, change)
+        row = self._back(key, change) if self._deleted else None
+        if row is None:
+            row = Row(None, None, after, missing, change.position)
+        else:
+            row.after, row.missing, row.position = after, missing, change.position
+        self.rows[key] = row
+
+    def _back(self, key: Key, change: Change) -> Row | None:
+        """The row that an INSERT puts in its place again: it is of the transaction that has deleted it."""
+        after, at, was = change.after, change.position, key
+        assert after is not None
+        if key not in self._deleted and self.lasting:
+            was = self._known_by.get(tuple([after[c] for c in self.lasting]), key)
+        row = self._deleted.get(was)
+        if row is None or row.position.commit_lsn != at.commit_lsn:
+            return None
+        if was != key and self.at_once and row.position.seq + 1 != at.seq:
+            return None
+        return self._deleted.pop(was)
 
     def _update(self, change: Change) -> None:
         after = change.after
@@ -118,11 +152,15 @@ class Folded:
         row.after = None
         row.position = change.position
         if row.origin is not None:
-            self.gone.append(row)
+            if (other := self._deleted.get(key)) is not None:  # another row, which had the key before
+                self._behind.append(other)
+            self._deleted[key] = row
+            if self.lasting:
+                self._known_by[tuple([change.before[c] for c in self.lasting])] = key
 
     def _left(self, row: Row, key: Key) -> None:
         """The row as it is now becomes one that may have to be deleted."""
-        self.gone.append(Row(key, row.after, None, _NONE, row.position))
+        self._behind.append(Row(key, row.after, None, _NONE, row.position))
 
     def _feeds_others(self, earlier: Image, after: Image) -> bool:
         return any(earlier.get(c) != after.get(c) for c in self.feeding)
@@ -131,14 +169,12 @@ class Folded:
 _NONE: frozenset[str] = frozenset()
 
 
-def fold(
-    changes: Iterable[Change], keys: dict[str, tuple[str, ...]], feeding: dict[str, frozenset[str]]
-) -> dict[str, Folded]:
-    """Fold changes in position order, by source table. `keys` and `feeding` are each table's, as `Folded` has them."""
+def fold(changes: Iterable[Change], empty: Callable[[str], Folded]) -> dict[str, Folded]:
+    """Fold changes in position order, by source table; `empty` begins a table's."""
     tables: dict[str, Folded] = {}
     for change in changes:
         folded = tables.get(change.table)
         if folded is None:
-            folded = tables[change.table] = Folded(key=keys[change.table], feeding=feeding[change.table])
+            folded = tables[change.table] = empty(change.table)
         folded.add(change)
     return tables

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from connectors.postgres.target import Key, canonical
-from schemas.errors import RowRejected
+from schemas.errors import RowRejected, StatementRefused
 from schemas.names import EQ, quote
 from stream.engine.mapping_sql import Load, columns, matches
 from stream.engine.staging import Staged
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from stream.engine.engine import Engine
 
 log = logging.getLogger("slackwater.apply")
-
-UNIQUE_VIOLATION = "23505"
 
 
 class Owners:
@@ -213,6 +211,8 @@ class Owners:
         e = self._engine
         self._leave_out(load)
         e.savepoint("owners")
+        if (whoever := self._refusal(load, [], swap)) is not None:
+            raise whoever  # without any owner, too
         owners = [k for (k,) in e.conn.execute(f"select distinct {_document(load)} from {load.owners} o").fetchall()]
         found = self._refused(load, owners, swap)
         e.back_to("owners")
@@ -245,20 +245,28 @@ class Owners:
         """Each owner whose rows are refused when it is computed alone, with the error."""
         if not owners:
             return []
+        refusal = self._refusal(load, owners, swap)
+        if refusal is None:
+            return []
+        if len(owners) == 1:
+            error = refusal if isinstance(refusal, RowRejected) else refusal.rejected()
+            # Alone, it may want a value that another owner is about to give up.
+            return [] if error.collides and not swap else [(owners[0], error)]
+        half = len(owners) // 2
+        return self._refused(load, owners[:half], swap) + self._refused(load, owners[half:], swap)
+
+    def _refusal(self, load: Load, owners: Sequence[Key], swap: bool) -> RowRejected | StatementRefused | None:
+        """What the target has against the rows of these owners; nothing of what is tried stays."""
         e = self._engine
+        found: RowRejected | StatementRefused | None = None
         try:
             with e.writing(load):
                 self._fill(load, owners)
                 self._write(load, swap)
-        except RowRejected as error:
-            e.back_to("owners")
-            if len(owners) == 1:
-                # Alone, it may want a value that another owner is about to give up.
-                return [] if error.sqlstate == UNIQUE_VIOLATION else [(owners[0], error)]
-            half = len(owners) // 2
-            return self._refused(load, owners[:half], swap) + self._refused(load, owners[half:], swap)
+        except (RowRejected, StatementRefused) as error:
+            found = error
         e.back_to("owners")
-        return []
+        return found
 
     def _fill(self, load: Load, owners: Sequence[Key]) -> None:
         e = self._engine

@@ -8,7 +8,7 @@ their catalog rows would bloat pg_class.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from connectors.failpoint import failpoint
@@ -79,11 +79,17 @@ class Stage:
     mirrored: bool
     naming: frozenset[str]  # columns beside the key that a row's own target row is named by
     moves_alone: bool  # a row whose key changed is a part of its own even when it lacks nothing
+    lasting: tuple[str, ...]  # see `Folded`
+    at_once: bool
 
     @property
     def feeding(self) -> frozenset[str]:
         """The watched columns beside the key."""
         return self.watched - set(self.key)
+
+    def folded(self) -> Folded:
+        """The table's changes, before the first."""
+        return Folded(key=self.key, feeding=self.feeding, lasting=self.lasting, at_once=self.at_once)
 
     @property
     def new(self) -> str:
@@ -116,6 +122,11 @@ class Stage:
         """Those of them that are under their key no more."""
         return f"select {columns(self.names)} from {self.old}{self._where((LEFT,), None, skip)}"
 
+    def numbered(self, rows: Sequence[int]) -> tuple[str, str]:
+        """The new images of some rows, and their old ones, with their numbers."""
+        where = self._where(None, rows, ())
+        return f"select * from {self.new}{where}", f"select * from {self.old}{where}"
+
     def _where(self, parts: tuple[int, ...] | None, rows: Sequence[int] | None, skip: Sequence[int]) -> str:
         tests = []
         if parts is not None:
@@ -126,13 +137,13 @@ class Stage:
             tests.append(f"{N} operator(pg_catalog.<>) all('{{{','.join(map(str, skip))}}}'::integer[])")
         return " where " + " and ".join(tests) if tests else ""
 
-    def fill(self, conn: Connection, laid: Laid, *, direct: bool = False) -> Staged:
-        """COPY a fold into the temporary tables; or keep it as arrays where it is to go `direct`."""
+    def fill(self, conn: Connection, laid: Laid, *, direct: bool = False, omit: Collection[int] = ()) -> Staged:
+        """COPY a fold, but for rows to `omit`, into the temporary tables; or keep it as arrays to go `direct`."""
         if direct:
             width = len(self.names)
             return replace(laid.staged, direct=Direct(new=by_column(laid.new, width), old=by_column(laid.old, width)))
-        self.copy(conn, self.new, laid.new)
-        self.copy(conn, self.old, laid.old)
+        for table, rows in ((self.new, laid.new), (self.old, laid.old)):
+            self.copy(conn, table, [row for row in rows if row[-2] not in omit] if omit else rows)
         return laid.staged
 
     def lay(self, folded: Folded) -> Laid:

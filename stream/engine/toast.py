@@ -75,9 +75,10 @@ class Partial:
         stage = e.stages[source]
         state = e.states[load.name]
         settled = state.state == "done" and applied_lsn >= state.newest_lsn and not load.fans_out
+        together = self._move_whole(load, staged, skip) if not left else set()
         for part in staged.parts:
             row = part.rows[0]
-            if not part.moved or row in skip:
+            if not part.moved or row in skip or row in together:
                 continue
             split = self.split(load, self._lacked(load, part))
             safe = settled and not e.in_reread(load, staged, row)
@@ -99,6 +100,20 @@ class Partial:
                     e.reread(load, staged, part.rows, "a key changed, and the row under its old key is not here")
                     continue
             e.run(load.done_moved())
+
+    def _move_whole(self, load: Load, staged: Staged, skip: Sequence[int]) -> set[int]:
+        """All of them at once that lack nothing, where their owners can be computed side by side; those it has done."""
+        e = self._engine
+        source = load.mapping.sources[0]
+        stage = e.stages[source]
+        rows = [p.rows[0] for p in staged.parts if p.moved and p.rows[0] not in skip and not self._lacked(load, p)]
+        if len(rows) < 2 or not load.unmapped or load.fans_out or load.mapping.feeds[source].restrict is None:
+            return set()
+        e.keep(load)
+        e.run(load.transform({source: stage.reading(rows=rows)}))
+        e.run(load.keep_together(source, *stage.numbered(rows)))
+        e.run(load.done_moved())
+        return set(rows)
 
     def aside(self, load: Load, staged: Staged, rows: Sequence[int]) -> list[tuple[Key, Carried]]:
         """What rows that are set aside, by number, carry from now on, with their keys, where the batch changes that.
@@ -171,6 +186,14 @@ class Partial:
                     e.reread(load, staged, absent, "a row that is not here yet lacks values")
                     e.run(load.drop_absent())
             e.run(load.done_moved())
+
+    def spare(self, load: Load, staged: Staged, *, completed: bool) -> None:
+        """Rows under an unchanged key that `rows` does not hold yet: their owners are not without a row for that."""
+        e = self._engine
+        source = load.mapping.sources[0]
+        for part in staged.parts:
+            if part.missing and not part.moved and not (completed and self.split(load, self._lacked(load, part))):
+                e.post(load.spare_owners(source, {source: e.stages[source].reading(part=part.number)}))
 
     def write(self, load: Load, staged: Staged, skip: Sequence[int]) -> None:
         """Rows that lack values under an unchanged key: update what was sent, leave the rest alone."""

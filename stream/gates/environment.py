@@ -69,7 +69,8 @@ def foreign_keys(facts: Facts, spec: Spec, c: str, direction: Direction = Direct
         return unknown("foreign_keys", f"{when}, longer ago than {options.max_age_s:g} s", again)
     blind = [f"{o.key}: {o.why}" for o in counted if o.rows is None]
     if blind:
-        return unknown("foreign_keys", f"not looked at: {listed(blind)}", again)
+        remedy = f"{again}; a key that cannot be looked at: see for yourself, then name it under cutover.gates"
+        return unknown("foreign_keys", f"not looked at: {listed(blind)}", remedy)
     return passed("foreign_keys", f"{len(counted)} hold, {when}")
 
 

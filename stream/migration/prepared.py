@@ -221,6 +221,7 @@ def _table(doc: Map[str, Any]) -> Table:
             "columns": tuple(Column(**column) for column in doc["columns"]),
             "uniques": tuple(tuple(columns) for columns in doc.get("uniques", ())),
             "references": tuple(Reference.of(found) for found in doc.get("references", ())),
+            "split_by": tuple(doc.get("split_by", ())),
             "key": tuple(doc["key"]),
             "identity": Identity(doc["identity"]),
             "identity_columns": tuple(doc["identity_columns"]),

@@ -9,6 +9,8 @@ identity         which source tables need REPLICA IDENTITY FULL
 tables           the tables of each side
 bindings         every mapping's text, held up to both servers in each place it will run
 users_code       functions of users that rows fire: evaluated, and one row of each table tried by `prepare` and `arm`
+constraints      rows of old that a constraint or an index of new will refuse, counted
+unfilled         tables and columns of new that nothing fills, triggers that will not fire
 sequences        which sequence goes on from which after a turn, and whether it can
 reverse_checks   the way back, before it is needed: what `arm` would refuse and what would be lost
 arm_checks       the same once it is due: what `arm` does refuse
@@ -32,6 +34,7 @@ from stream.migration.prepared import Prepared, paths_now, plan_of
 from stream.migration.topics import FlowTopics
 from stream.preflight import (
     bindings,
+    constraints,
     ddl,
     identity,
     kafka,
@@ -40,6 +43,7 @@ from stream.preflight import (
     sequences,
     server,
     tables,
+    unfilled,
     users_code,
 )
 from stream.preflight.finding import Finding, Findings, Severity, counted, listed
@@ -149,6 +153,18 @@ def examine(
                 writing=writing and closed and not found.problems,
             )
             users_code.examine(to, found)
+            constraints.examine(
+                old,
+                new,
+                Direction.FORWARD,
+                resolution.mappings,
+                sources,
+                written,
+                ways.old,
+                spec.quarantine.limit,
+                found,
+            )
+            unfilled.examine(new, Side.NEW, resolution.mappings, targets, found)
             reverse_checks.examine(spec, old, new, sources, targets, ways, found)
     kafka.examine(spec, topics, streamed, found)
     return found

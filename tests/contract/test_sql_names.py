@@ -20,7 +20,8 @@ HOLE = "\x01"
 # Those whose text runs under the path, or is put into one that does.
 MODULES = (
     "schemas/bind.py", "schemas/digest.py", "schemas/owner.py", "schemas/repair.py",
-    "connectors/postgres/bindings.py", "connectors/postgres/composed.py", "connectors/postgres/fired.py",
+    "connectors/postgres/bindings.py", "connectors/postgres/composed.py", "connectors/postgres/constraints.py",
+    "connectors/postgres/fired.py",
     "connectors/postgres/made_rows.py", "connectors/postgres/made_world.py", "connectors/postgres/parse_tree.py",
     "connectors/postgres/peek.py", "connectors/postgres/ranges.py", "connectors/postgres/sight.py",
     "connectors/postgres/statistics.py", "connectors/postgres/targets.py", "connectors/postgres/trial.py",
@@ -34,6 +35,8 @@ MODULES = (
 # (module, function or constant): text of these that runs before the path is entered, or after it was left.
 APART = {
     ("connectors/postgres/bindings.py", "_UNIQUE"),
+    ("connectors/postgres/constraints.py", "_CHECKS"),
+    ("connectors/postgres/constraints.py", "_INDEXED"),
     ("connectors/postgres/fired.py", "_USERS"),
     ("connectors/postgres/fired.py", "_EXPRESSIONS"),
     ("connectors/postgres/fired.py", "_also"),

@@ -152,8 +152,10 @@ def test_a_row_that_comes_where_another_one_was(filling: Filling) -> None:
     filling.advance()
     write(filling, "update app.t set mine = 'of ' || id")
     filling.old.execute(
-        "update t set id = 10 where id = 1; insert into t values (1, 'new', 'd');"
-        "delete from t where id = 2; insert into t values (2, 'new', 'd'); update t set nm = 'm' where id = 3;"
+        "update t set id = 10 where id = 1; insert into t values (1, 'new', 'd'); delete from t where id = 2"
+    )
+    filling.old.execute(
+        "insert into t values (2, 'new', 'd'); update t set nm = 'm' where id = 3;"
         "update t set id = 40 where id = 4; update t set id = 4 where id = 40"
     )
     filling.advance()
@@ -224,7 +226,8 @@ def test_a_row_that_waits_gives_its_key_to_another_one(filling: Filling) -> None
     filling.advance()
     # 10 leaves and 2 comes in its place; 30 is another row now, and 40 too
     filling.old.execute("update t set id = 11, nm = 'o' where id = 10; update t set id = 10, nm = 'o' where id = 2")
-    filling.old.execute("delete from t where id = 30; insert into t values (30, 'new', 'd')")
+    filling.old.execute("delete from t where id = 30")
+    filling.old.execute("insert into t values (30, 'new', 'd')")
     filling.advance()
     filling.old.execute("update t set id = 41, doc = 'short' where id = 40; insert into t values (40, 'new', 'd')")
     filling.advance()

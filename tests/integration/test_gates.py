@@ -95,7 +95,7 @@ def test_orphans_of_every_form_of_key(databases: Databases) -> None:
         found = counted(new, "one", "two", "whole", "self", "parts", "later")
         assert found == {
             "one.one_fk": 2, "two.two_fk": 2, "whole.whole_fk": 3, "self.self_fk": 1, "parts.parts_fk": 1,
-            "later.later_fk": None,
+            "later.later_fk": 1,  # rows have come past it since
         }  # fmt: skip
         assert counted(new, "p").keys() == found.keys() - {"self.self_fk"}  # those that refer to a table of ours count
         # PostgreSQL's own judgement of the same rows: it refuses each of these keys, and takes them once mended.
