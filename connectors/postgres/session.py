@@ -1,7 +1,7 @@
 """Sessions whose text output cannot be bent by a role's or a database's settings, and whose errors are ours.
 
-Invariant: every value read or written passes through a session with the same pins (hazard A17), set at connect, so no
-statement has to run first. A secret never appears in an error: DSNs are only ever shown redacted.
+Invariant: every value read or written passes through a session with the same pins (hazard A17), set at connect, before
+anything else can run. A secret never appears in an error: DSNs are only ever shown redacted.
 """
 
 from __future__ import annotations
@@ -50,6 +50,9 @@ PINS: Mapping[str, str] = {
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
+}
+NEWER_PINS: Mapping[str, tuple[int, str]] = {  # an older server refuses a session that names one of them
+    "transaction_timeout": (17_00_00, "0"),  # a walsender has it, too, for each transaction that it decodes
 }
 
 
@@ -103,9 +106,25 @@ def connect(
     refuses startup options).
     """
     with translated(f"cannot connect to {redact(dsn)}"):
-        return psycopg.connect(
-            pinned(dsn, application=application, settings=settings), autocommit=autocommit, prepare_threshold=None
+        conn = psycopg.connect(
+            pinned(dsn, application=application, settings=settings), autocommit=True, prepare_threshold=None
         )
+        pin_newer(conn)
+        conn.autocommit = autocommit
+    return conn
+
+
+def pin_newer(conn: psycopg.Connection[Any]) -> None:
+    """The pins that only newer servers know, in a session that has just begun; closed where that fails."""
+    version = conn.info.server_version
+    known = [f"set {name} = {value}" for name, (since, value) in NEWER_PINS.items() if version >= since]
+    if not known:
+        return
+    try:
+        conn.execute("; ".join(known).encode())
+    except BaseException:
+        conn.close()
+        raise
 
 
 def cancel(conn: Connection) -> None:
