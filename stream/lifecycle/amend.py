@@ -2,9 +2,8 @@
 
 Invariants: no target is emptied, for either side may hold rows that the application wrote; what is written differently
 from now on is compared, and read again in place (`stream.verify.recheck`), and no turn goes over it before (gate
-`silent_changes`). Mirrors are ours, and are made anew. What old keeps of it, the document for the day on which new is
-gone included, is written before new's document says so, old's catalogs are accepted after: whoever is killed in between
-is completed by the next run, and if new dies there, old knows the tables as they are.
+`silent_changes`). Mirrors are ours, and are made anew. What the closed side keeps of it is written before new's
+document says so, old's catalogs are accepted after: whoever is killed in between is completed by the next run.
 """
 
 from __future__ import annotations
@@ -92,8 +91,6 @@ def amend(work: Work, before: Prepared) -> Amended:
         barriers = {way: chunks.record_barrier(work.side(way.source)) for way in Direction}
         with control.transaction(work.old, "cannot record the way back on old"):
             _loads(back, ways[REVERSE], before, found[REVERSE], barriers[REVERSE])
-            if control.spare(work.old, spec.migration) is not None:
-                control.keep_spare(work.old, spec.migration, prepared.to_json())
     failpoint("prepare.before_recorded")
     with control.transaction(work.new, "cannot record what was prepared"):
         _loads(work, ways[FORWARD], before, found[FORWARD], barriers[FORWARD])
@@ -102,6 +99,8 @@ def amend(work: Work, before: Prepared) -> Amended:
     failpoint("prepare.before_accepted")
     with control.transaction(work.old, "cannot record what old's catalogs say"):
         settle(work.old, stand[Side.OLD], anew if link is FORWARD else ())
+        if control.spare(work.old, spec.migration) is not None:
+            control.keep_spare(work.old, spec.migration, prepared.to_json())
     keep_strides(spec, prepared, work.old, work.new)
     work.done("both directions go by the file and the tables as they are now")
     return Amended(result="changed", differences=tuple(found.values()), warnings=warnings, prepared=prepared)
