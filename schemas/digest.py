@@ -27,35 +27,49 @@ from schemas.table import Column, Table
 _LENGTHS = ("character varying", "bpchar", '"bit"', "bit varying")
 _PADDED = "bpchar"
 
-PROBE = "slackwater: \u00e4\u20ac"
+PROBE = "slackwater: probe"
 """A text whose hashes two servers have to agree on before they are compared by them."""
+
+ENCODING = "select pg_catalog.getdatabaseencoding()"
+"""By the bytes of which a server hashes its text."""
 
 
 class Hash(StrEnum):
-    """How a row's text becomes two numbers. Every server has the first; both servers use the same."""
+    """How a row's text becomes two numbers. Every server has the first; both servers use the same.
+
+    Servers of two encodings have other bytes for one text: those hash its UTF-8, which takes a conversion of each row.
+    """
 
     MD5 = "md5"
     SHA256 = "sha256"  # for servers in FIPS mode
     MD5_CUT = "md5 cut"  # for servers that do not agree on hashtextextended
+    MD5_UTF8 = "md5 utf8"
+    SHA256_UTF8 = "sha256 utf8"
+    MD5_CUT_UTF8 = "md5 cut utf8"
+
+    @property
+    def recodes(self) -> bool:
+        """Whether it is for servers of two encodings."""
+        return self in (Hash.MD5_UTF8, Hash.SHA256_UTF8, Hash.MD5_CUT_UTF8)
 
     def digest(self, text: str) -> str:
         """The strong hash of a text expression, in hex."""
-        if self is Hash.SHA256:
-            return f"pg_catalog.encode(pg_catalog.sha256(pg_catalog.textsend({text})), 'hex')"
-        return f"pg_catalog.md5({text})"
+        if self in (Hash.SHA256, Hash.SHA256_UTF8):
+            return f"pg_catalog.encode(pg_catalog.sha256({_utf8(text)}), 'hex')"
+        return f"pg_catalog.md5({_utf8(text) if self.recodes else text})"
 
     def halves(self, digest: str) -> tuple[str, str]:
         """Two bigints of it."""
-        if self is Hash.MD5_CUT:
+        if self in (Hash.MD5_CUT, Hash.MD5_CUT_UTF8):
             return _cut(f"pg_catalog.left({digest}, 16)", 64), _cut(f"pg_catalog.right({digest}, 16)", 64)
         return _seeded(digest, 0), _seeded(digest, 1)
 
     def bucket(self, text: str, mask: int) -> str:
         """Which of `mask + 1` buckets (a power of two) a text expression falls into."""
-        if self is Hash.MD5_CUT:
-            number = _cut(f"pg_catalog.left(pg_catalog.md5({text}), 8)", 32)
+        if self in (Hash.MD5_CUT, Hash.MD5_CUT_UTF8):
+            number = _cut(f"pg_catalog.left({self.digest(text)}, 8)", 32)
         else:
-            number = _seeded(text, 2)
+            number = _seeded(self.digest(text) if self.recodes else text, 2)
         return f"({number} operator(pg_catalog.&) {mask}::bigint)"
 
     def probe(self) -> str:
@@ -65,6 +79,10 @@ class Hash(StrEnum):
             f"select {a}::text, {b}::text, {self.bucket('m', 65535)}::text"
             f' from (select {self.digest(_literal(PROBE))} collate "C" as m) p'
         )
+
+
+def _utf8(text: str) -> str:
+    return f"pg_catalog.convert_to({text}, 'UTF8')"
 
 
 def _cut(hexadecimal: str, bits: int) -> str:

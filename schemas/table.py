@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -30,6 +30,9 @@ class Column:
     has_default: bool = False
     identity: str = ""  # '' none, 'a' generated always, 'd' by default
     generated: str = ""  # '' none, 's' stored, 'v' virtual
+    # With its schema, where it is not the type's default. Not compared: documents from before it was read lack it, and
+    # that a column's collation was altered is the fingerprint's to tell.
+    collation: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ pytest_plugins = [
     "tests.fixtures.names",
     "tests.fixtures.services",
     "tests.fixtures.databases",
+    "tests.fixtures.icu",
     "tests.fixtures.preparing",
     "tests.fixtures.stream",
     "tests.fixtures.tide",

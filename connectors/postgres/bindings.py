@@ -14,14 +14,16 @@ from dataclasses import dataclass, field
 import psycopg
 from psycopg import pq
 
-from connectors.postgres import mirror, parse_tree, user_path
+from connectors.postgres import collations, column_types, mirror, parse_tree, user_path
 from connectors.postgres.session import Connection, translated
 from connectors.postgres.user_path import Path
 from schemas.bind import bound
+from schemas.collated import collated
 from schemas.control import MIRROR_SCHEMA
 from schemas.direction import Side
+from schemas.equality import among
 from schemas.mapping import Mapping as TableMapping
-from schemas.names import EQ, qualified, quote
+from schemas.names import qualified, quote
 from schemas.problem import Problem
 from schemas.resolve import finish
 from schemas.table import Table
@@ -122,7 +124,8 @@ class _Exam:
         if not self.problems:
             self._assignable(conn, bindings)
             self._feeds(conn, bindings)
-            for cause, remedy in parse_tree.faults(conn, m, self.trust, self.paths[1]):
+            faults = parse_tree.faults(conn, m, self.trust, self.paths[1], side=self.side, schema=self.table.schema)
+            for cause, remedy in faults:
                 self.refuse(cause, remedy)
 
     def _staging(self, conn: Connection) -> bool:
@@ -139,7 +142,13 @@ class _Exam:
             conn.execute(statement.encode())
         for name in self.mapping.sources:
             columns = [c for c in self.sources[name].columns if c.name in self.mapping.reads[name]]
-            spelled = ", ".join(f"{quote(c.name)} {mirror.spelled(conn, c.type)}" for c in columns)
+            ordered = collated([self.mapping], name)
+            there = collations.read(conn, [c.collation for c in columns])  # what is not is told apart from here
+            spelled = ", ".join(
+                f"{quote(c.name)} {mirror.spelled(conn, c.type)}"
+                + (f" collate {c.collation}" if c.collation in there and c.name in ordered else "")
+                for c in columns
+            )
             conn.execute(f"create temp table {quote(name)} ({spelled}) on commit drop".encode())
         return True
 
@@ -198,21 +207,19 @@ class _Exam:
                 )
 
     def _feeds(self, conn: Connection, bindings: Mapping[str, str]) -> None:
-        types = [self.table.column(k).type for k in self.mapping.owner]
-        names = ", ".join(f"o{i}" for i in range(len(types)))
-        casts = ", ".join(f"o{i}::{t}" for i, t in enumerate(types))
+        held = column_types.of_columns(conn, [qualified(self.table.schema, self.table.name)])
+        types = [held[qualified(self.table.schema, self.table.name)][k] for k in self.mapping.owner]
+        owners = [f"o{i}" for i in range(len(types))]
+        names = ", ".join(owners)
+        casts = ", ".join(f"{t.cast(o)} as {o}" for o, t in zip(owners, types, strict=True))
         for name, feed in self.mapping.feeds.items():
             query = f"select {casts} from (\n{bound(feed.query, bindings)}\n) x({names})"
             error = self._prepared(conn, query, self.paths[1])
             if error is not None and self._own_mirror(conn, name, feed.query):
                 error = self._prepared(conn, query, self.paths[1])
             if error is None and feed.restrict is not None:
-                within = f"(select {names} from ({query}) o({names}))"
-                error = self._prepared(
-                    conn,
-                    f"select from pg_temp.{quote(name)} where ({', '.join(feed.restrict)}) {EQ} any {within}",
-                    self.paths[1],
-                )
+                within = among(feed.restrict, types, f"({query}) o({names})", owners)
+                error = self._prepared(conn, f"select from pg_temp.{quote(name)} where {within}", self.paths[1])
             if error is not None:
                 self.refuse(
                     f"the feed of {self.mapping.target} from {name} does not give its owner"

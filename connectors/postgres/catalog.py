@@ -47,9 +47,16 @@ REFERENCES = """
 # A primary key that is checked only later is none here: rows may share a key for a while, so that a change does not say
 # which of them it means; nor is it one to a logical stream, which sends no old key for it.
 
+# An extension's tables come and go with it: they are the application's no more than its functions are.
+_USERS_OWN = """
+not exists (select from pg_catalog.pg_depend d
+             where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.objid = c.oid and d.deptype = 'e')
+"""
+
 # Ordinary tables (also inheritance children: those hold rows of their own) and partitioned roots. For a partitioned
 # root, the estimates are its leaves' sums: its own are zero.
-_TABLES = """
+_TABLES = (
+    """
 select c.oid::bigint, c.relname, c.relkind = 'p', c.relreplident,
        coalesce((select array_agg(a.attname order by k.ord)
                    from pg_catalog.pg_index i,
@@ -80,9 +87,12 @@ select c.oid::bigint, c.relname, c.relkind = 'p', c.relreplident,
                 join pg_catalog.pg_attribute a on a.attrelid = p.partrelid and a.attnum = any(p.partattrs::int2[])
           order by 1) else '{}' end
   from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
- where n.nspname = %s and c.relkind in ('r', 'p') and not c.relispartition
+ where n.nspname = %s and c.relkind in ('r', 'p') and not c.relispartition and /* own */
  order by c.relname
-""".replace("/* uniques */", UNIQUES).replace("/* references */", REFERENCES)
+""".replace("/* uniques */", UNIQUES)
+    .replace("/* references */", REFERENCES)
+    .replace("/* own */", _USERS_OWN)
+)
 
 _UNIQUES_OF = """
 select coalesce((select json_agg(a.attname)
@@ -96,7 +106,16 @@ select coalesce((select json_agg(a.attname)
 _COLUMNS = """
 select a.attrelid::bigint, a.attname, a.atttypid::bigint, pg_catalog.format_type(a.atttypid, -1),
        pg_catalog.format_type(a.atttypid, a.atttypmod), t.typtype, a.attnotnull, a.atthasdef and a.attgenerated = '',
-       a.attidentity, a.attgenerated
+       a.attidentity, a.attgenerated,
+       coalesce((with recursive base(type) as (
+                   select a.atttypid
+                   union all
+                   select b.typbasetype from base join pg_catalog.pg_type b on b.oid = base.type and b.typtype = 'd')
+                 select pg_catalog.quote_ident(s.nspname) || '.' || pg_catalog.quote_ident(l.collname)
+                   from base join pg_catalog.pg_type b on b.oid = base.type and b.typtype <> 'd'
+                   join pg_catalog.pg_collation l on l.oid = a.attcollation and l.oid <> b.typcollation
+                   join pg_catalog.pg_namespace s on s.oid = l.collnamespace
+                  where a.attcollation <> 0), '')
   from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
  where a.attrelid = any(%s::oid[]) and a.attnum > 0 and not a.attisdropped
  order by a.attrelid, a.attnum
@@ -104,7 +123,7 @@ select a.attrelid::bigint, a.attname, a.atttypid::bigint, pg_catalog.format_type
 
 
 def tables(conn: Connection, schema: str) -> dict[str, Table]:
-    """Every table of `schema` by its unqualified name; empty when there is no such schema.
+    """Every table of `schema` by its unqualified name, but for those of extensions; empty when there is no such schema.
 
     Shape:  ordinary tables and partitioned roots; columns in attnum order; key columns in key order.
     Units:  `bytes_estimate` is heap and TOAST without indexes; `rows_estimate` is the planner's, 0 before an ANALYZE.
@@ -127,14 +146,15 @@ def column_names(conn: Connection, schema: str) -> dict[str, frozenset[str]]:
             " coalesce(pg_catalog.array_agg(a.attname::text) filter (where a.attname is not null), '{}')"
             " from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace"
             " left join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped"
-            " where n.nspname = %s and c.relkind in ('r', 'p') and not c.relispartition group by c.oid, c.relname",
+            " where n.nspname = %s and c.relkind in ('r', 'p') and not c.relispartition"
+            f" and {_USERS_OWN} group by c.oid, c.relname",
             (schema,),
         ).fetchall()
     return {name: frozenset(columns) for name, columns in rows}
 
 
 def _column(row: list[Any]) -> Column:
-    name, type_oid, type_, full, kind, not_null, has_default, identity, generated = row
+    name, type_oid, type_, full, kind, not_null, has_default, identity, generated, collation = row
     return Column(
         name=name,
         type_oid=type_oid,
@@ -145,6 +165,7 @@ def _column(row: list[Any]) -> Column:
         has_default=has_default,
         identity=identity,
         generated=generated,
+        collation=collation,
     )
 
 

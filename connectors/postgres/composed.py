@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from connectors.postgres import mirror, user_path
+from connectors.postgres import column_types, mirror, user_path
 from connectors.postgres.ranges import Chunk, KeySpace, Kind, relation
 from connectors.postgres.session import Connection, translated
 from connectors.postgres.user_path import Path
 from schemas.bind import bound
 from schemas.errors import Refused
 from schemas.mapping import Mapping as TableMapping
-from schemas.names import EQ, quote
+from schemas.names import EQ, qualified, quote
 from schemas.table import Column, Table
 
 TEMP = "pg_temp"
@@ -103,13 +103,14 @@ class Composition:
         where = conditions.get(which, "") if which not in self.compared else f"o and b and {self._differs(which)}"
         side, places = ("b", self.compared) if which == "extra" else ("o", self._names)
         values = [f"j.{side}{places.index(k)}" for k in self.table.key]
+        both = self._both(space, chunk)
         with (
             translated(f"judging the way back to {self.table.name}"),
             self.conn.transaction(),
             user_path.within(self.conn, self.path),
         ):
             rows: list[Any] = self.conn.execute(
-                f"select {', '.join(f'{v}::text' for v in values)} from ({self._both(space, chunk)}) j where {where}"
+                f"select {', '.join(f'{v}::text' for v in values)} from ({both}) j where {where}"
                 f" order by {', '.join(values)} limit {limit}".encode()
             ).fetchall()
         return [dict(zip(self.table.key, map(str, row), strict=True)) for row in rows]
@@ -132,7 +133,12 @@ class Composition:
         mine = ", ".join(f"{quote(c)} as o{i}" for i, c in enumerate(names))
         back = ", ".join(f"{quote(c)} as b{i}" for i, c in enumerate(self.compared))
         scope = f"({self.back.scope}) is true" if self.back.scope is not None else "true"
-        on = " and ".join(f"x.o{names.index(k)} {EQ} y.b{self.compared.index(k)}" for k in self.table.key)
+        name = qualified(self.table.schema, self.table.name)
+        held = column_types.of_columns(self.conn, [name])[name]
+        on = " and ".join(
+            f"x.o{names.index(k)} {held[k].equal} {held[k].cast(f'y.b{self.compared.index(k)}')}"
+            for k in self.table.key
+        )
         shown = [f"x.o{i}" for i in range(len(names))] + [f"y.b{i}" for i in range(len(self.compared))]
         return (
             f"select {', '.join(shown)}, coalesce(x.meant, true) as meant, x.o is true as o, y.b is true as b\n"

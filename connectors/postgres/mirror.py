@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +98,25 @@ def _named(conn: Connection, schema: str, name: str) -> UserType | None:
     return found[-1] if found else None
 
 
+def _moved(conn: Connection, name: str) -> str | None:
+    """An extension's type where the extension lives in another schema than on the source, as format_type() prints it;
+    None where there is none of that name, or more than one."""
+    with translated(f"cannot look up the type {name}"):
+        rows: list[Any] = conn.execute(_MOVED, (name,)).fetchall()
+    return str(rows[0][0]) if len(rows) == 1 else None
+
+
+_MOVED = """
+select pg_catalog.quote_ident(n.nspname) operator(pg_catalog.||) '.' operator(pg_catalog.||)
+       pg_catalog.quote_ident(t.typname)
+  from pg_catalog.pg_type t join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) t.typnamespace
+ where t.typname operator(pg_catalog.=) %s and t.typtype operator(pg_catalog.=) 'b'
+   and exists (select from pg_catalog.pg_depend d
+                where d.classid operator(pg_catalog.=) 'pg_catalog.pg_type'::pg_catalog.regclass
+                  and d.objid operator(pg_catalog.=) t.oid and d.deptype operator(pg_catalog.=) 'e')
+"""
+
+
 def _holds(target: UserType, wanted: UserType) -> bool:
     """Whether every value of `wanted` is one of `target`, and orders there as it does here."""
     if target.kind != wanted.kind:
@@ -129,6 +148,9 @@ def stand_ins(conn: Connection, wanted: Sequence[UserType], schema: str = MIRROR
     replaced: dict[str, str] = {}  # spelled by format_type -> its stand-in
     for type_ in wanted:
         present = _named(conn, type_.schema, type_.name)
+        if present is None and type_.kind == "b" and (moved := _moved(conn, type_.name)) is not None:
+            replaced[_as_printed(conn, type_.schema, type_.name)] = moved
+            continue
         needs_stand_in = any(_base(part) in replaced for _, part in type_.parts)
         if present is not None and _holds(present, type_) and not needs_stand_in:
             continue
@@ -255,18 +277,47 @@ def mirror_key(source: Table) -> tuple[str, ...]:
     return source.key
 
 
-def create_mirror(conn: Connection, migration: str, direction: Direction, source: Table) -> bool:
-    """Make the mirror of `source` if it is not there; True when it was made. Inside a transaction, after its types."""
+def create_mirror(
+    conn: Connection, migration: str, direction: Direction, source: Table, collated: Collection[str] = ()
+) -> bool:
+    """Make the mirror of `source` if it is not there; True when it was made. Inside a transaction, after its types.
+
+    `collated`: the columns that have to have the collation that they have in `source`.
+    """
     name = mirror_name(migration, direction, source.name)
     row = conn.execute("select pg_catalog.to_regclass(%s) is not null", (qualified(MIRROR_SCHEMA, name),)).fetchone()
+    named = {c.name: c.collation for c in source.columns if c.collation and c.name in collated}
     if row == (True,):
+        _collate(conn, name, source, named)
         return False
-    columns = [f"{quote(c.name)} {spelled(conn, c.type)}" for c in source.columns if not c.generated]
+    columns = [
+        f"{quote(c.name)} {spelled(conn, c.type)}" + (f" collate {named[c.name]}" if c.name in named else "")
+        for c in source.columns
+        if not c.generated
+    ]
     key = mirror_key(source)
     if key:
         columns.append(f"primary key ({', '.join(map(quote, key))})")
     conn.execute(f"create table {qualified(MIRROR_SCHEMA, name)} ({', '.join(columns)})".encode())
     return True
+
+
+def _collate(conn: Connection, name: str, source: Table, named: Mapping[str, str]) -> None:
+    """Give a mirror that is there the collations that it was made without, or that have changed."""
+    rows: list[Any] = conn.execute(
+        "select a.attname, pg_catalog.quote_ident(s.nspname) || '.' || pg_catalog.quote_ident(l.collname)"
+        " from pg_catalog.pg_attribute a left join pg_catalog.pg_collation l on l.oid = a.attcollation"
+        " left join pg_catalog.pg_namespace s on s.oid = l.collnamespace"
+        " where a.attrelid = pg_catalog.to_regclass(%s)::oid and a.attnum > 0 and not a.attisdropped",
+        (qualified(MIRROR_SCHEMA, name),),
+    ).fetchall()
+    changed = {column: named[column] for column, collation in rows if named.get(column, collation) != collation}
+    alter = ", ".join(
+        f"alter column {quote(c)} type {spelled(conn, source.column(c).type)} collate {collation}"
+        for c, collation in changed.items()
+    )
+    if alter:
+        conn.execute(f"alter table {qualified(MIRROR_SCHEMA, name)} {alter}".encode())
 
 
 def index_mirror(
@@ -294,14 +345,20 @@ def index_mirror(
 
 
 def spelled(conn: Connection, type_: str, schema: str = MIRROR_SCHEMA) -> str:
-    """How the target spells a source's type: its stand-in in `schema` where there is one."""
+    """How the target spells a source's type: its stand-in in `schema` where there is one; an extension's type by the
+    schema in which the extension lives here."""
     base = _base(type_)
     if base == type_ and "." not in type_:
         return type_
     name = re.sub(r'^(?:"(?:[^"]|"")+"|[^\s.("\[]+)\.', "", base, count=1)
     stand_in = f"{schema}.{name}"
-    row = conn.execute("select pg_catalog.to_regtype(%s) is not null", (stand_in,)).fetchone()
-    return stand_in + type_[len(base) :] if row == (True,) else type_
+    row: Any = conn.execute(
+        "select pg_catalog.to_regtype(%s) is not null, pg_catalog.to_regtype(%s) is not null", (stand_in, base)
+    ).fetchone()
+    if row[0]:
+        return stand_in + type_[len(base) :]
+    moved = None if row[1] else _moved(conn, name[1:-1].replace('""', '"') if name.startswith('"') else name)
+    return type_ if moved is None else moved + type_[len(base) :]
 
 
 def drop_mirror(conn: Connection, migration: str, direction: Direction, source: str) -> None:

@@ -12,14 +12,18 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from psycopg import errors
+
 from connectors.postgres import user_path
 from connectors.postgres.session import Connection
 from connectors.postgres.user_path import Path
 from schemas import functions
+from schemas.direction import Side
 from schemas.mapping import Mapping
-from schemas.names import quote
+from schemas.names import quote, readable
 
 _CALLS = re.compile(r":(?:funcid|opfuncid|aggfnoid|winfnoid) (\d+)")
+_MEANT = re.compile(r":(?:opno|funcid|aggfnoid|winfnoid) (\d+)")
 _AGGREGATES = re.compile(r"\{AGGREF :aggfnoid (\d+)")
 _SETS_IN_LIST = re.compile(r"(?<!:funcexpr )\{FUNCEXPR :funcid (\d+) :funcresulttype \d+ :funcretset true")
 _VALUE = "{SQLVALUEFUNCTION "
@@ -66,20 +70,22 @@ select n.nspname, c.relname, a.attname
 """
 
 
-def faults(conn: Connection, mapping: Mapping, trust: Collection[str], path: Path = ()) -> Iterator[tuple[str, str]]:
+def faults(
+    conn: Connection,
+    mapping: Mapping,
+    trust: Collection[str],
+    path: Path = (),
+    *,
+    side: Side = Side.NEW,
+    schema: str = "",
+) -> Iterator[tuple[str, str]]:
     """(cause, remedy) of everything that makes a row depend on more than the old rows. Call it inside a transaction
-    in which temporary tables of the sources' names stand; the transaction is to be rolled back. `path`: the user's.
+    in which temporary tables of the sources' names stand; the transaction is to be rolled back. `path`: the user's,
+    on this `side`, whose tables are in `schema`.
     """
-    with user_path.within(conn, ("pg_temp", *path)):
-        conn.execute(f"create temp view {quote(VIEW)} as\n{mapping.text}".encode())
-    row: Any = conn.execute(
-        "select c.oid::bigint, r.ev_action::text, pg_catalog.pg_my_temp_schema()::regnamespace::text from"
-        " pg_catalog.pg_class c join pg_catalog.pg_rewrite r on r.ev_class = c.oid"
-        " where c.relnamespace = pg_catalog.pg_my_temp_schema() and c.relname = %s",
-        (VIEW,),
-    ).fetchone()
-    view, tree, temp = row
+    view, tree, temp = _parsed(conn, mapping, path, VIEW)
     yield from _relations(conn, mapping, view, temp)
+    yield from _elsewhere(conn, mapping, tree, temp, (path, side, schema))
     if _VALUE in tree:
         yield (
             f"the mapping of {mapping.target} asks for the time or the user, which are not the row's",
@@ -96,6 +102,52 @@ def faults(conn: Connection, mapping: Mapping, trust: Collection[str], path: Pat
                 f"{function.shown}() in the mapping of {mapping.target} gives any number of rows in the output list",
                 f"move it to FROM: `cross join lateral {function.shown}(...) as x`",
             )
+
+
+def _parsed(conn: Connection, mapping: Mapping, path: Path, name: str) -> tuple[int, str, str]:
+    """(the view's oid, the parse tree, the schema of the session's temporary tables) of the text under a path."""
+    with user_path.within(conn, ("pg_temp", *path)):
+        conn.execute(f"create temp view {quote(name)} as\n{mapping.text}".encode())
+    row: Any = conn.execute(
+        "select c.oid::bigint, r.ev_action::text, pg_catalog.pg_my_temp_schema()::regnamespace::text from"
+        " pg_catalog.pg_class c join pg_catalog.pg_rewrite r on r.ev_class = c.oid"
+        " where c.relnamespace = pg_catalog.pg_my_temp_schema() and c.relname = %s",
+        (name,),
+    ).fetchone()
+    return row[0], row[1], row[2]
+
+
+def _elsewhere(
+    conn: Connection, mapping: Mapping, tree: str, temp: str, at: tuple[Path, Side, str]
+) -> Iterator[tuple[str, str]]:
+    """Operators and functions of the columns' own types that the path does not lead to, where others do instead.
+
+    The text means the same under a path that leads to them, or it is not plain what it means.
+    """
+    path, side, schema = at
+    types = user_path.base_types(conn, temp)
+    homes = [home for home in user_path.homes(conn, types) if home not in path]
+    if not homes:
+        return
+    try:
+        with conn.transaction():
+            _, other, _ = _parsed(conn, mapping, (*path, *homes), f"{VIEW}_elsewhere")
+    except errors.AmbiguousFunction:
+        return
+    if _MEANT.findall(tree) == _MEANT.findall(other):
+        return
+    wider = (*path, *homes)
+    remedy = f"{side}.search_path: [{', '.join(wider)}] in the file"
+    if makers := user_path.makers(conn, homes, schema):
+        remedy = f"run on {side}: {user_path.revoked(makers)}; then {remedy}"
+    used = ", ".join(sorted(name for _, name in types))
+    led = ", ".join(path) or "empty"
+    cause = (
+        f"the mapping of {mapping.target} uses operators or functions of {used} that the search_path ({led}) does not"
+        " lead to: PostgreSQL would take those of another type, text as a rule, and give other rows"
+    )
+    meant = f"x operator({readable(homes[0])}.=) y, or x::text = y::text"
+    yield cause, f"{remedy}; or say in the SELECT what is meant: {meant}"
 
 
 def _relations(conn: Connection, mapping: Mapping, view: int, temp: str) -> Iterator[tuple[str, str]]:

@@ -87,9 +87,10 @@ def describe(conn: Connection, query: str) -> list[OutputColumn]:
 
 def where_key(query: str, table: Table, key: Sequence[str], values: Sequence[str]) -> str:
     """`query` restricted to the rows of `table` (its outputs) whose key columns have these values, given as text."""
+    typed = [table.column(name).type for name in key]
     tests = " and ".join(
-        f"q.{quote(name)} {EQ} {_literal(value)}::{table.column(name).type}"
-        for name, value in zip(key, values, strict=True)
+        f"{_compared(f'q.{quote(name)}', type_)} {EQ} {_compared(_literal(value), type_, cast=True)}"
+        for name, type_, value in zip(key, typed, values, strict=True)
     )
     return f"select q.* from (\n{query}\n) q where {tests}"
 
@@ -99,10 +100,20 @@ def where_in(query: str, columns: Sequence[str], types: Sequence[str], found: Ro
     if not found.rows:
         return f"select q.* from (\n{query}\n) q where false"
     listed = ", ".join(
-        "(" + ", ".join(f"{_literal(value)}::{type_}" for value, type_ in zip(row, types, strict=True)) + ")"
+        "("
+        + ", ".join(_compared(_literal(value), type_, cast=True) for value, type_ in zip(row, types, strict=True))
+        + ")"
         for row in found.rows
     )
-    return f"select q.* from (\n{query}\n) q where ({', '.join(columns)}) {EQ} any (values {listed})"
+    compared = ", ".join(_compared(c, type_) for c, type_ in zip(columns, types, strict=True))
+    return f"select q.* from (\n{query}\n) q where ({compared}) {EQ} any (values {listed})"
+
+
+def _compared(value: str, type_: str, *, cast: bool = False) -> str:
+    """A value to be looked for; of a type that is not PostgreSQL's own by its text, whose equality is at hand."""
+    if "." in type_:
+        return f"({value})::{type_}::text"
+    return f"{value}::{type_}" if cast else value
 
 
 def _literal(value: str | None) -> str:

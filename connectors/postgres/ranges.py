@@ -16,6 +16,7 @@ from enum import StrEnum
 
 from psycopg import sql
 
+from connectors.postgres import column_types
 from connectors.postgres.session import Connection, translated
 from schemas.names import EQ, qualified, quote
 from schemas.table import Identity, Table
@@ -170,7 +171,11 @@ class KeySpace:
         )
         types = {n: self.table.column(n).type_full for n in names}
         # `values` makes text of the literals; the casts are to the column's type with its length, which they came from.
-        equal = " and ".join(f"t.{quote(n)} {EQ} k.c{i}::{types[n]}" for i, n in enumerate(names))
+        name = qualified(self.table.schema, self.table.name)
+        held = column_types.of_columns(conn, [name])[name] if any("." in t for t in types.values()) else {}
+        equal = " and ".join(
+            f"t.{quote(n)} {held[n].equal if n in held else EQ} k.c{i}::{types[n]}" for i, n in enumerate(names)
+        )
         aliases = ", ".join(f"c{i}" for i in range(len(names)))
         return (
             f"select {', '.join(f't.{quote(c)}' for c in columns)} from {relation(self.table)} t"

@@ -67,6 +67,7 @@ class Replication:
                 pinned = session.pinned(dsn, application=application)
                 self._conn = psycopg.connect(conninfo.make_conninfo(pinned, replication="database"), autocommit=True)
                 try:
+                    session.pin_newer(self._conn)
                     self._conn.add_notice_handler(self._noticed)
                     row: Any = self._conn.execute("IDENTIFY_SYSTEM").fetchone()
                     self.system = System(

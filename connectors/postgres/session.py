@@ -1,7 +1,7 @@
 """Sessions whose text output cannot be bent by a role's or a database's settings, and whose errors are ours.
 
-Invariant: every value read or written passes through a session with the same pins (hazard A17), set at connect, so no
-statement has to run first. A secret never appears in an error: DSNs are only ever shown redacted.
+Invariant: every value read or written passes through a session with the same pins (hazard A17), set at connect, before
+anything else can run. A secret never appears in an error: DSNs are only ever shown redacted.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ PINS: Mapping[str, str] = {
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
 }
+NEWER_PINS: Mapping[str, tuple[int, str]] = {  # an older server refuses a session that names one of them
+    "transaction_timeout": (17_00_00, "0"),  # a walsender has it, too, for each transaction that it decodes
+}
 
 
 # Classes of SQLSTATE that say nothing of a row: transactions and sessions, locks and states of objects, resources,
@@ -59,7 +62,6 @@ NO_ROWS_FAULT = frozenset(
     {"08", "0B", "0L", "0P", "0Z", "24", "25", "26", "28", "2B", "2D", "34", "3B", "3D"}
     | {"40", "53", "55", "57", "58", "72", "F0", "XX"}
 )
-NAMES = frozenset({"42P01", "42703", "42704", "42883", "42P02", "3F000"})  # quoted is the name of what is missing
 SPOKEN_BY_POSTGRES = frozenset({"0A", "21", "23", "42", "54"})  # classes in which PostgreSQL chooses the words
 
 FREE_SPACE = "free space on that server; the work goes on by itself from where it stopped"
@@ -104,9 +106,25 @@ def connect(
     refuses startup options).
     """
     with translated(f"cannot connect to {redact(dsn)}"):
-        return psycopg.connect(
-            pinned(dsn, application=application, settings=settings), autocommit=autocommit, prepare_threshold=None
+        conn = psycopg.connect(
+            pinned(dsn, application=application, settings=settings), autocommit=True, prepare_threshold=None
         )
+        pin_newer(conn)
+        conn.autocommit = autocommit
+    return conn
+
+
+def pin_newer(conn: psycopg.Connection[Any]) -> None:
+    """The pins that only newer servers know, in a session that has just begun; closed where that fails."""
+    version = conn.info.server_version
+    known = [f"set {name} = {value}" for name, (since, value) in NEWER_PINS.items() if version >= since]
+    if not known:
+        return
+    try:
+        conn.execute("; ".join(known).encode())
+    except BaseException:
+        conn.close()
+        raise
 
 
 def cancel(conn: Connection) -> None:
@@ -166,8 +184,7 @@ def translate(error: psycopg.Error, doing: str, *, rows: bool = False) -> Slackw
         return Unavailable(cause, hint="check that the server is up and reachable; it is tried again by itself")
     hint = "see the server's log for this statement"
     if rows and state[:2] not in NO_ROWS_FAULT:
-        of_row = _without_values(error, state, doing)
-        return StatementRefused(cause if state in NAMES else of_row, hint=hint, sqlstate=state, of_row=of_row)
+        return StatementRefused(cause, hint=hint, sqlstate=state, of_row=_without_values(error, state, doing))
     return Halt(cause, hint=hint)
 
 

@@ -119,9 +119,64 @@ def usual(dsn: str) -> Path:
     return tuple(row[0])
 
 
-def own(conn: Connection, schema: str) -> Path:
-    """Where the file gives none: the side's own schema, unless somebody else may create in it, or it is not there."""
-    return () if missing(conn, [schema]) or makers(conn, [schema], schema) else (schema,)
+# Base types that are not PostgreSQL's own, below the domains and arrays of some types.
+_BASES = """
+with recursive used(oid) as (
+  select distinct a.atttypid
+    from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+   where n.nspname = %s and c.relkind in ('r', 'p') and a.atttypid >= 16384
+  union
+  select case t.typtype when 'd' then t.typbasetype else t.typelem end
+    from used join pg_catalog.pg_type t on t.oid = used.oid
+   where t.typtype = 'd' or (t.typcategory = 'A' and t.typelem <> 0)
+)
+select n.nspname, t.typname
+  from used join pg_catalog.pg_type t on t.oid = used.oid and t.typtype = 'b'
+   and not (t.typcategory = 'A' and t.typelem <> 0)
+  join pg_catalog.pg_namespace n on n.oid = t.typnamespace
+ where n.nspname <> 'pg_catalog'
+ order by 1, 2
+"""
+
+# Where such types live here: under the same name in the same schema, or in the one into which an extension was put.
+_HOMES = """
+select distinct n.nspname
+  from unnest(%s::text[], %s::text[]) w(schema, name)
+  join pg_catalog.pg_type t on t.typname = w.name and t.typtype = 'b'
+  join pg_catalog.pg_namespace n on n.oid = t.typnamespace
+ where n.nspname = w.schema
+    or exists (select from pg_catalog.pg_depend d
+                where d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass and d.objid = t.oid and d.deptype = 'e')
+ order by 1
+"""
+
+
+def base_types(conn: Connection, schema: str) -> list[tuple[str, str]]:
+    """(schema, name) of the base types behind the columns of a schema's tables that are not PostgreSQL's own."""
+    with translated("cannot read the types of the columns"):
+        rows: list[Any] = conn.execute(_BASES, (schema,)).fetchall()
+    return [(str(home), str(name)) for home, name in rows]
+
+
+def homes(conn: Connection, types: Sequence[tuple[str, str]]) -> list[str]:
+    """The schemas in which base types live in this database, and with them the operators that are theirs."""
+    if not types:
+        return []
+    with translated("cannot read where the types of the columns live"):
+        rows: list[Any] = conn.execute(_HOMES, ([s for s, _ in types], [n for _, n in types])).fetchall()
+    return [str(row[0]) for row in rows]
+
+
+def own(conn: Connection, schema: str, types: Sequence[tuple[str, str]] = ()) -> Path:
+    """Where the file gives none: the side's own schema, then those of the base types of both sides' columns: without
+    them `=` between two values of citext would be text's.
+
+    Left out are those in which somebody else may create, that are not there, or that are not open to this role.
+    """
+    wanted = list(dict.fromkeys([schema, *homes(conn, types)]))
+    shut = {*missing(conn, wanted), *makers(conn, wanted, schema)}
+    return tuple(name for name in wanted if name not in shut)
 
 
 def assert_safe(conn: Connection, path: Path, schema: str) -> None:

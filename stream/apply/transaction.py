@@ -20,6 +20,7 @@ from schemas.change import Change
 from schemas.epoch import Epoch
 from schemas.errors import Halt, RowRejected, StatementRefused, Unavailable
 from schemas.position import Lsn
+from stream.apply.altered import assert_as_it_was
 from stream.apply.probe import SAVEPOINT, Probe, Refused, Unstaged
 from stream.apply.work import Folding, Work, merged
 from stream.engine import Engine
@@ -151,9 +152,11 @@ class Batch:
                 e.back_to("part")
                 if not e.careful:
                     e.careful = True  # once more, statement by statement: which load was it?
-                elif not isinstance(error, (RowRejected, StatementRefused)):
+                    continue
+                assert_as_it_was(e, load, error)
+                if not isinstance(error, (RowRejected, StatementRefused)):
                     raise
-                elif source:
+                if source:
                     self._unstageable(source, error, work, fresh, omit)
                 elif not self._collision(load, error, swap, work):
                     self._isolate(load, error, work, fresh, applied_lsn, swap, omit)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from schemas.bind import bound
 from schemas.names import quote
 from stream.engine import Engine
-from stream.engine.mapping_sql import Load, columns, matches
+from stream.engine.mapping_sql import Load, columns
 
 FEW = 20_000  # rows of the target in the chunk's range
 
@@ -54,7 +54,7 @@ def _reach(engine: Engine, load: Load) -> Reach | None:
     source, column = m.sources[0], m.key[0]
     feed = bound(m.feeds[source].query, {source: engine.stages[source].reading()})
     aliases = ", ".join(f"o{i}" for i in range(len(m.owner)))
-    type_ = load.table.column(column).type
+    type_ = load.type(column).base
     k = quote(column)
     # A plan that reads all of the target for every chunk would end in quadratic time.
     with engine.writing(load), engine.plans.by_index():
@@ -102,7 +102,7 @@ def _merge(engine: Engine, load: Load, reach: Reach) -> int:
     with engine.plans.by_range():
         if (update := load.update()) is not None:
             written += engine.run(f"{update} and {near}")
-        known = f"select from {load.into} t where {matches(m.key, 't', 's')} and {near}"
+        known = f"select from {load.into} t where {load.matches(m.key, 't', 's')} and {near}"
         written += engine.run(
             f"insert into {load.into} ({columns(m.columns)}) overriding system value select {columns(m.columns, 's')}"
             f" from {load.rows} s where not exists ({known})"

@@ -88,7 +88,7 @@ def verify(
         asked = None
         if repair:
             asked = verify_repair.repair(spec, plan, new, target, tallies, stop, delete=delete)
-        found = latest(target, spec.migration, direction, fingerprint=document.fingerprint, targets=names)
+        found = latest(target, spec.migration, direction, fingerprint=document.judged_under(spec), targets=names)
     next_ = verify_output.follows(spec, direction, found, tallies, repaired=bool(asked and asked["rows"]))
     context.show(
         verify_output.document(spec, direction, found, tallies, asked, next_, values=show_values)

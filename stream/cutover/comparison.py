@@ -78,7 +78,11 @@ def _ask_again(t: Turning) -> None:
     assert t.prepared is not None
     flow = t.prepared.flow(t.direction)
     found = latest(
-        t.conns[t.to], t.migration, t.direction, fingerprint=t.prepared.fingerprint, targets=tuple(flow.mappings)
+        t.conns[t.to],
+        t.migration,
+        t.direction,
+        fingerprint=t.prepared.judged_under(t.spec),
+        targets=tuple(flow.mappings),
     )
     if found.objections:
         t.next_ = _verify(t)
@@ -107,7 +111,7 @@ def _recorded(t: Turning, looked: Looked) -> list[str]:
         with closing(t.connect(t.to)) as conn:
             store = Store(conn, t.migration, t.direction)
             for name, mismatches in looked.mismatches.items():
-                store.proven(name, t.prepared.fingerprint, mismatches)
+                store.proven(name, t.prepared.judged_under(t.spec), mismatches)
             unproven = looked.unproven - looked.mismatches.keys()
             cause = f"rows of it differed under the hold of a {t.order.verb}, with no time to tell which"
             void(conn, t.migration, t.direction, tables=unproven, cause=cause)

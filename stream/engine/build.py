@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from connectors.postgres import column_types
 from connectors.postgres.mirror import mirror_key, spelled
 from connectors.postgres.session import Connection, translated
+from schemas.collated import collated
 from schemas.control import MIRROR_SCHEMA, mirror_name
+from schemas.equality import ColumnType
 from schemas.mapping import Feed, Mapping, Output
 from schemas.names import qualified, quote
 from schemas.plan import Plan
@@ -72,12 +75,15 @@ def loads(conn: Connection, plan: Plan) -> dict[str, Load]:
             schema=plan.target_schema,
             table=plan.targets[mapping.target],
         )
-    return made
+    held = column_types.of_columns(conn, [x.into for x in made.values()])
+    return {name: dataclasses.replace(x, types=held[x.into]) for name, x in made.items()}
 
 
 def stages(conn: Connection, plan: Plan) -> dict[str, Stage]:
     """One stage per source table, with the columns that any load reads."""
     made = {}
+    names = {c.type: spelled(conn, c.type) for table in plan.sources.values() for c in table.columns}
+    held = column_types.of_types(conn, list(names.values()))
     for number, (name, table) in enumerate(plan.sources.items()):
         key = mirror_key(table)
         read = set(key)
@@ -92,12 +98,20 @@ def stages(conn: Connection, plan: Plan) -> dict[str, Stage]:
             read.update(c.name for c in table.columns if not c.generated)
         kept = [c for c in table.columns if c.name in read]
         lasting, at_once = _lasting(plan, table, key)
+        ordered = collated(plan.mappings, name)
         made[name] = Stage(
             number=number,
             source=table,
             key=key,
             names=tuple(c.name for c in kept),
-            types=tuple(spelled(conn, c.type) for c in kept),
+            types={
+                c.name: dataclasses.replace(
+                    held.get(names[c.type]) or ColumnType(base=names[c.type]),
+                    collation=c.collation if c.name in ordered else "",
+                )
+                for c in kept
+            },
+            domains={c.name: names[c.type] for c in kept if c.type_kind == "d"},
             watched=frozenset(watched),
             naming=frozenset(naming),
             mirrored=name in plan.mirrors,

@@ -437,7 +437,8 @@ class Engine:
         if text is None:
             stage = self.stages[load.mapping.sources[0]]
             make = small_batch.write if step == "write" else small_batch.delete
-            text = self._texts[load.name, step] = make(load, small_batch.source(stage.names, stage.types))
+            columns = stage.declared(stage.names if step == "write" else stage.watched)
+            text = self._texts[load.name, step] = make(load, small_batch.source(columns))
         self.post(text, images, prepare=True, writes=True)
 
     # Shared by the steps.

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from connectors.postgres.target import Key, canonical
+from schemas.equality import among, matches
 from schemas.errors import RowRejected, StatementRefused
-from schemas.names import EQ, quote
-from stream.engine.mapping_sql import Load, columns, matches
+from schemas.names import quote
+from stream.engine.mapping_sql import Load, columns
 from stream.engine.staging import Staged
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Owners:
         feed = load.mapping.feeds.get(source)
         if not restricted or feed is None or feed.restrict is None:
             return sql
-        return f"{sql} where ({', '.join(feed.restrict)}) {EQ} any (select * from {load.owners})"
+        return f"{sql} where {load.among_owners(feed.restrict)}"
 
     def before(self, load: Load, staged: Mapping[str, Staged]) -> None:
         """The owners fed by the mirrors' rows as they were before this batch, and by the old images."""
@@ -127,7 +128,7 @@ class Owners:
                 if source not in staged or staged[source].truncated:
                     continue
                 stage = e.stages[source]
-                keys = matches(stage.key, "m", "o")
+                keys = matches(stage.key, "m", "o", stage.types)
                 mirror = e.loads["mirror:" + source].into
                 was = f"select m.* from {mirror} m where exists (select from {stage.old} o where {keys})"
                 if staged[source].has_old:
@@ -173,9 +174,10 @@ class Owners:
                 if source not in staged or not staged[source].has_new:
                     continue
                 stage = e.stages[source]
-                keys = columns(stage.key)
                 mirror = e.loads["mirror:" + source].into
-                now = f"select m.* from {mirror} m where ({keys}) {EQ} any (select {keys} from {stage.new})"
+                keys = [stage.types[n] for n in stage.key]
+                touched = among([f"m.{quote(n)}" for n in stage.key], keys, stage.new, stage.key)
+                now = f"select m.* from {mirror} m where {touched}"
                 e.post(load.collect_owners(source, self.bindings(load, restricted=False) | {source: now}), prepare=True)
 
     def wake(self, name: str) -> int:
@@ -200,7 +202,7 @@ class Owners:
         e = self._engine
         sql = (
             f"delete from {load.owners} o using pg_catalog.jsonb_populate_recordset(null::{load.owners}, %s::jsonb) k "
-            f"where {matches(load.mapping.owner, 'o', 'k')} returning {_document(load)}"
+            f"where {load.matches(load.mapping.owner, 'o', 'k')} returning {_document(load)}"
         )
         found = {canonical(k): k for (k,) in e.conn.execute(_escaped(sql), (_json(apart),)).fetchall()}
         for key in found.values():
@@ -224,7 +226,7 @@ class Owners:
             sql = (
                 f"select {_document(load)}, pg_catalog.jsonb_agg(pg_catalog.to_jsonb(k)) from {load.kept} k "
                 f"join pg_catalog.jsonb_populate_recordset(null::{load.owners}, %s::jsonb) o "
-                f"on {matches(load.mapping.owner, 'k', 'o')} group by 1"
+                f"on {load.matches(load.mapping.owner, 'k', 'o')} group by 1"
             )
             named = e.conn.execute(_escaped(sql), (_json([key for key, _ in found]),)).fetchall()
             e.target.carry(load.name, "", [(owner, documents) for owner, documents in named])

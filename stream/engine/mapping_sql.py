@@ -9,9 +9,11 @@ mapped columns.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping as Map
+from dataclasses import dataclass, field
 
 from schemas.bind import bound
+from schemas.equality import ColumnType, among, matches
 from schemas.mapping import Mapping
 from schemas.names import EQ, qualified, quote
 from schemas.table import Table
@@ -33,25 +35,19 @@ def columns(names: Sequence[str], alias: str = "") -> str:
     return ", ".join(f"{dot}{quote(n)}" for n in names)
 
 
-def matches(names: Sequence[str], left: str, right: str) -> str:
-    """`l."k1" = r."k1" and ...`, by PostgreSQL's own operators."""
-    return " and ".join(f"{left}.{quote(n)} {EQ} {right}.{quote(n)}" for n in names)
-
-
-def differ(names: Sequence[str], left: str, right: str) -> str:
-    """Whether two rows are not of the same image in these columns."""
-    return f"row({columns(names, left)})::record operator(pg_catalog.*<>) row({columns(names, right)})::record"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """A mapping with the names of the tables it is run over. `number` makes its temporary tables' names unique."""
+    """A mapping with the names of the tables it is run over. `number` makes its temporary tables' names unique.
+
+    `types` says of each of the table's columns what it is made of in the database that holds it.
+    """
 
     name: str
     number: int
     mapping: Mapping
     schema: str  # of the table written
     table: Table
+    types: Map[str, ColumnType] = field(default_factory=dict)
 
     @property
     def into(self) -> str:
@@ -99,10 +95,29 @@ class Load:
         """The source columns that say which target rows are a source row's own."""
         return self.mapping.feeds[source].columns
 
-    def values(self, alias: str = "q") -> str:
-        """The SELECT's outputs, cast where a text output meets a target that is not text; never to a length."""
+    def type(self, name: str) -> ColumnType:
+        """What a column of the target is made of."""
+        column = self.table.column(name)
+        return self.types.get(name) or ColumnType(base=column.type, full=column.type_full)
+
+    def matches(self, names: Sequence[str], left: str, right: str) -> str:
+        """`l."k1" = r."k1" and ...` over columns of the target, or of tables made like it."""
+        return matches(names, left, right, {n: self.type(n) for n in names})
+
+    def among_owners(self, expressions: Sequence[str]) -> str:
+        """A condition: the expressions are one of `owners`."""
+        names = self.mapping.owner
+        return among(expressions, [self.type(n) for n in names], self.owners, names)
+
+    def values(self, alias: str = "q", *, without: Collection[str] = ()) -> str:
+        """The SELECT's outputs, cast where a text output meets a target that is not text; never to a length.
+
+        `without`: outputs that are not computed. They are NULL; what they would be computed from was not sent.
+        """
         return ", ".join(
-            f"{alias}.{quote(o.name)}" + (f"::{self.table.column(o.name).type}" if o.cast else "")
+            f"null::{self.type(o.name).base}"
+            if o.name in without
+            else f"{alias}.{quote(o.name)}" + (f"::{self.type(o.name).base}" if o.cast else "")
             for o in self.mapping.outputs
         )
 
@@ -119,25 +134,26 @@ class Load:
         return [self._like(self.kept, self.table.column_names)]
 
     def _like(self, name: str, names: Sequence[str], *more: str) -> str:
+        """With columns like the target's, but without the constraints of domains, which are checked where it is written
+        (a value that was not sent is NULL until then)."""
+        picked = [
+            f"{quote(n)}::{self.type(n).full} as {quote(n)}" if self.table.column(n).type_kind == "d" else quote(n)
+            for n in names
+        ]
         return (
             f"create temporary table {name} on commit delete rows as "
-            f"select {', '.join([columns(names), *more])} from {self.into} with no data"
+            f"select {', '.join([*picked, *more])} from {self.into} with no data"
         )
 
     # Step 1.
 
-    def transform(self, bindings: dict[str, str], *, where_owner: bool = False) -> str:
-        """Fill `rows` from the SELECT over `bindings`."""
-        own = (
-            f"\nwhere ({columns(self.mapping.owner, 'q')}) {EQ} any "
-            f"(select {columns(self.mapping.owner)} from {self.owners})"
-            if where_owner
-            else ""
-        )
+    def transform(self, bindings: dict[str, str], *, where_owner: bool = False, without: Collection[str] = ()) -> str:
+        """Fill `rows` from the SELECT over `bindings`; `without`: as `values` has it."""
+        own = f"\nwhere {self.among_owners([f'q.{quote(n)}' for n in self.mapping.owner])}" if where_owner else ""
         text = bound(self.mapping.text, bindings)
         return (
             f"insert into {self.rows} ({columns(self.mapping.columns)})\n"
-            f"select {self.values()} from (\n{text}\n) q{own}"
+            f"select {self.values(without=without)} from (\n{text}\n) q{own}"
         )
 
     # Step 2.
@@ -147,7 +163,7 @@ class Load:
         feed = self.mapping.feeds[source]
         names = columns(self.mapping.owner)
         aliases = ", ".join(f"o{i}" for i in range(len(self.mapping.owner)))
-        types = ", ".join(f"o{i}::{self.table.column(n).type}" for i, n in enumerate(self.mapping.owner))
+        types = ", ".join(f"o{i}::{self.type(n).base}" for i, n in enumerate(self.mapping.owner))
         there = " and ".join(f"o{i} is not null" for i in range(len(self.mapping.owner)))
         return (
             f"insert into {self.owners} ({names}) select {types} from (\n{bound(feed.query, bindings)}\n"
@@ -158,7 +174,8 @@ class Load:
         """Take those that the images bound to `source` feed out of the owners again."""
         aliases = ", ".join(f"o{i}" for i in range(len(self.mapping.owner)))
         fed = " and ".join(
-            f"w.{quote(n)} {EQ} x.o{i}::{self.table.column(n).type}" for i, n in enumerate(self.mapping.owner)
+            f"w.{quote(n)} {self.type(n).equal} {self.type(n).cast(f'x.o{i}')}"
+            for i, n in enumerate(self.mapping.owner)
         )
         query = bound(self.mapping.feeds[source].query, bindings)
         return f"delete from {self.owners} w using (\n{query}\n) x({aliases}) where {fed}"
@@ -177,23 +194,39 @@ class Load:
         # Hashed subplans: `rows` has no index, and the session's joins are nested loops (see `Engine`). They stand
         # where the target is not scanned yet, or the planner charges them to each lookup and reads the target whole.
         kept = f"(select {columns(m.key, 'r')} from {self.rows} r where {there})"
+        if any(self.type(k).equal != EQ for k in m.key):
+            return self._delete_unequal(kept)
         if not self.fans_out:
             return (
                 f"delete from {self.into} t using (select distinct {columns(m.owner, 'w')} from {self.owners} w\n"
-                f"where not (({columns(m.owner, 'w')}) {EQ} any {kept})) o\nwhere {matches(m.owner, 't', 'o')}"
+                f"where not (({columns(m.owner, 'w')}) {EQ} any {kept})) o\nwhere {self.matches(m.owner, 't', 'o')}"
             )
         return (
             f"delete from {self.into} t using (\n"
             f"select {columns(m.key, 'x')} from {self.into} x, (select distinct {columns(m.owner)} from {self.owners})"
-            f" o\nwhere {matches(m.owner, 'x', 'o')} offset 0) s\n"
-            f"where not (({columns(m.key, 's')}) {EQ} any {kept}) and {matches(m.key, 't', 's')}"
+            f" o\nwhere {self.matches(m.owner, 'x', 'o')} offset 0) s\n"
+            f"where not (({columns(m.key, 's')}) {EQ} any {kept}) and {self.matches(m.key, 't', 's')}"
         )
+
+    def _delete_unequal(self, kept: str) -> str:
+        """`delete_stale` where keys have an equality of their own: that is the one by which EXCEPT tells rows apart."""
+        m = self.mapping
+        if not self.fans_out:
+            rows = f"select {columns(m.owner, 'w')} from {self.owners} w except {kept}"
+        else:
+            rows = (
+                f"select {columns(m.key, 'x')} from {self.into} x, (select distinct {columns(m.owner)} from"
+                f" {self.owners}) o\nwhere {self.matches(m.owner, 'x', 'o')} except {kept}"
+            )
+        return f"delete from {self.into} t using (\n{rows}) s\nwhere {self.matches(m.key, 't', 's')}"
 
     def delete_left(self, source: str, images: str) -> str:
         """Delete the target rows of the owners that `images` feed, whatever `rows` holds."""
         m = self.mapping
         aliases = ", ".join(f"o{i}" for i in range(len(m.owner)))
-        typed = " and ".join(f"t.{quote(n)} {EQ} o.o{i}::{self.table.column(n).type}" for i, n in enumerate(m.owner))
+        typed = " and ".join(
+            f"t.{quote(n)} {self.type(n).equal} {self.type(n).cast(f'o.o{i}')}" for i, n in enumerate(m.owner)
+        )
         owners = bound(m.feeds[source].query, {source: images})
         return f"delete from {self.into} t using (\n{owners}\n) o({aliases}) where {typed}"
 
@@ -213,9 +246,19 @@ class Load:
             return None
         sets = ", ".join(f"{quote(n)} = s.{quote(n)}" for n in settable)
         return (
-            f"update {self.into} t set {sets}\nfrom {rows or self.rows} s where {matches(m.key, 't', 's')}\n"
-            f"and {differ(names, 't', 's')}"
+            f"update {self.into} t set {sets}\nfrom {rows or self.rows} s where {self.matches(m.key, 't', 's')}\n"
+            f"and {self._differs(names)}"
         )
+
+    def _differs(self, names: Sequence[str]) -> str:
+        """By image. Images are compared of one type only, and a domain is another one than what `rows` holds."""
+        return " operator(pg_catalog.*<>) ".join(
+            f"row({', '.join(self._based(f'{alias}.{quote(n)}', n) for n in names)})::record" for alias in ("t", "s")
+        )
+
+    def _based(self, value: str, name: str) -> str:
+        """A column's value below its domain, if it is of one."""
+        return f"{value}::{self.type(name).base}" if self.table.column(name).type_kind == "d" else value
 
     def _may_differ(self, written: Collection[str] | None = None) -> list[str]:
         """The mapped columns (those written) that rows of the same key may differ in."""
@@ -228,8 +271,8 @@ class Load:
         if not names:
             return None
         return (
-            f"select t.* from {self.into} t, {self.rows} s where {matches(self.mapping.key, 't', 's')}\n"
-            f"and {differ(names, 't', 's')}"
+            f"select t.* from {self.into} t, {self.rows} s where {self.matches(self.mapping.key, 't', 's')}\n"
+            f"and {self._differs(names)}"
         )
 
     def insert(self) -> str:
@@ -238,7 +281,7 @@ class Load:
         return (
             f"insert into {self.into} ({names}) overriding system value\n"
             f"select {columns(m.columns, 's')} from {self.rows} s\n"
-            f"where not exists (select from {self.into} t where {matches(m.key, 't', 's')})"
+            f"where not exists (select from {self.into} t where {self.matches(m.key, 't', 's')})"
         )
 
     def absent(self) -> str:
@@ -246,7 +289,7 @@ class Load:
         m = self.mapping
         return (
             f"select exists (select from {self.rows} s where not exists "
-            f"(select from {self.into} t where {matches(m.key, 't', 's')}))"
+            f"(select from {self.into} t where {self.matches(m.key, 't', 's')}))"
         )
 
     def clear_rows(self) -> str:
@@ -265,14 +308,14 @@ class Load:
         sets = ", ".join(f"{quote(n)} = t.{quote(n)}" for n in kept)
         return (
             f"update {self.rows} r set {sets} from {self.into} t, {self.owners} o "
-            f"where r.{DONE} is null and {matches(self.mapping.owner, 't', 'o')}"
+            f"where r.{DONE} is null and {self.matches(self.mapping.owner, 't', 'o')}"
         )
 
     def keep_moved(self) -> str:
         """Set aside, under its new key, the values of the columns that are not mapped."""
         m, rest = self.mapping, self.unmapped
         within = [k for k in m.key if k not in m.owner]  # which of its owner's rows it is
-        same = " and ".join([matches(m.owner, "t", "o"), *([matches(within, "t", "r")] if within else [])])
+        same = " and ".join([self.matches(m.owner, "t", "o"), *([self.matches(within, "t", "r")] if within else [])])
         return (
             f"insert into {self.kept} ({columns([*m.key, *rest])})\n"
             f"select {columns(m.key, 'r')}, {columns(rest, 't')} from {self.rows} r, {self.into} t, {self.owners} o "
@@ -288,10 +331,8 @@ class Load:
         restrict = m.feeds[source].restrict
         assert restrict is not None
         numbered = list(enumerate(zip(restrict, m.owner, strict=True)))
-        now, was = (
-            ", ".join(f"({e})::{self.table.column(n).type} as o{i}" for i, (e, n) in numbered) for _ in range(2)
-        )
-        same = " and ".join(f"t.{quote(n)} {EQ} w.o{i}" for i, (_, n) in numbered)
+        now, was = (", ".join(f"{self.type(n).cast(f'({e})')} as o{i}" for i, (e, n) in numbered) for _ in range(2))
+        same = " and ".join(f"t.{quote(n)} {self.type(n).equal} w.o{i}" for i, (_, n) in numbered)
         return (
             f"insert into {self.kept} ({columns([*m.owner, *rest])})\n"
             f"select {', '.join(f'n.o{i}' for i, _ in numbered)}, {columns(rest, 't')}\n"
@@ -309,7 +350,7 @@ class Load:
         pairs = ", ".join(f"'{n.replace(chr(39), chr(39) * 2)}', {value}::text" for n, value in place.items())
         return (
             f"select pg_catalog.jsonb_build_object({pairs}) from {self.into} t, {self.owners} o, (\n"
-            f"{bound(feed.query, new)}\n) n({aliases}) where {matches(m.owner, 't', 'o')}"
+            f"{bound(feed.query, new)}\n) n({aliases}) where {self.matches(m.owner, 't', 'o')}"
         )
 
     def keep_owners(self) -> str:
@@ -332,12 +373,11 @@ class Load:
         """The owners of `keep_owners`, and the rows `t` that they had."""
         numbered = list(enumerate(self.mapping.owner))
         values = ", ".join(
-            f"(v operator(pg_catalog.->) '{when}' operator(pg_catalog.->>) {i})::{self.table.column(n).type} "
-            f"as {when}_{i}"
+            f"(v operator(pg_catalog.->) '{when}' operator(pg_catalog.->>) {i})::{self.type(n).base} as {when}_{i}"
             for when in ("was", "now")
             for i, n in numbered
         )
-        same = " and ".join(f"t.{quote(n)} {EQ} x.was_{i}" for i, n in numbered)
+        same = " and ".join(f"t.{quote(n)} {self.type(n).equal} x.was_{i}" for i, n in numbered)
         return f"(select {values} from pg_catalog.jsonb_array_elements($slackwater::jsonb) v(v)) x where {same}"
 
     def keep_documents(self) -> str:
@@ -356,14 +396,14 @@ class Load:
         sets = ", ".join(f"{quote(n)} = t.{quote(n)}" for n in kept)
         return (
             f"update {self.rows} r set {sets} from {self.into} t "
-            f"where r.{DONE} is null and {matches(self.mapping.key, 't', 'r')}"
+            f"where r.{DONE} is null and {self.matches(self.mapping.key, 't', 'r')}"
         )
 
     def drop_absent(self) -> str:
         """Forget the rows that are not done and have no target row."""
         return (
             f"delete from {self.rows} r where r.{DONE} is null "
-            f"and not exists (select from {self.into} t where {matches(self.mapping.key, 't', 'r')})"
+            f"and not exists (select from {self.into} t where {self.matches(self.mapping.key, 't', 'r')})"
         )
 
     def drop_moved(self) -> str:
@@ -375,7 +415,7 @@ class Load:
         if not settable:
             return None
         sets = ", ".join(f"{quote(n)} = k.{quote(n)}" for n in settable)
-        return f"update {self.into} t set {sets} from {self.kept} k where {matches(self.mapping.key, 't', 'k')}"
+        return f"update {self.into} t set {sets} from {self.kept} k where {self.matches(self.mapping.key, 't', 'k')}"
 
     # A unique value that moves between rows of one batch: take the rows out, put them back as they are to be.
 
@@ -386,12 +426,12 @@ class Load:
         """
         m = self.mapping
         names = [*m.key, *self.unmapped]
-        only = f"and {differ(differing, 't', 's')} " if differing else ""
+        only = f"and {self._differs(differing)} " if differing else ""
         return (
-            f"with g as (delete from {self.into} t using {self.rows} s where {matches(m.key, 't', 's')} {only}"
+            f"with g as (delete from {self.into} t using {self.rows} s where {self.matches(m.key, 't', 's')} {only}"
             f"returning {columns(names, 't')})\n"
             f"insert into {self.kept} ({columns(names)}) select {columns(names)} from g "
-            f"where not exists (select from {self.kept} k where {matches(m.key, 'k', 'g')})"
+            f"where not exists (select from {self.kept} k where {self.matches(m.key, 'k', 'g')})"
         )
 
     def put_back(self) -> str:
@@ -401,8 +441,8 @@ class Load:
         return (
             f"insert into {self.into} ({columns([*m.columns, *rest])}) overriding system value\n"
             f"select {', '.join(values)}\n"
-            f"from {self.rows} s join {self.kept} k on {matches(m.key, 'k', 's')}\n"
-            f"where not exists (select from {self.into} t where {matches(m.key, 't', 's')})"
+            f"from {self.rows} s join {self.kept} k on {self.matches(m.key, 'k', 's')}\n"
+            f"where not exists (select from {self.into} t where {self.matches(m.key, 't', 's')})"
         )
 
 

@@ -14,9 +14,9 @@ from functools import cache
 
 from connectors.postgres.target import key_text
 from schemas.bind import bound
-from schemas.names import quote
+from schemas.names import EQ, quote
 from stream.engine.fold import Folded
-from stream.engine.mapping_sql import Load, columns, matches
+from stream.engine.mapping_sql import Load, columns
 
 SMALL_ROWS = 500
 
@@ -50,11 +50,14 @@ def by_column(rows: Sequence[Sequence[object]], width: int) -> Images:
 
 
 @cache
-def source(names: tuple[str, ...], types: tuple[str, ...]) -> str:
-    """The SQL that stands for a source over the arrays given."""
-    aliases = ", ".join(f"c{i}" for i in range(len(names)))
-    values = ", ".join(f"u.c{i}::{t} as {quote(n)}" for i, (n, t) in enumerate(zip(names, types, strict=True)))
-    arrays = ", ".join(["pg_catalog.unnest($slackwater::text[])"] * len(names))
+def source(columns: tuple[tuple[str, str, str], ...]) -> str:
+    """The SQL that stands for a source over the arrays given; `columns` as in `Stage.declared`."""
+    aliases = ", ".join(f"c{i}" for i in range(len(columns)))
+    values = ", ".join(
+        (f"(u.c{i}::{held})::{domain}" if domain else f"u.c{i}::{held}") + f" as {quote(name)}"
+        for i, (name, held, domain) in enumerate(columns)
+    )
+    arrays = ", ".join(["pg_catalog.unnest($slackwater::text[])"] * len(columns))
     return f"select {values} from rows from ({arrays}) as u({aliases})"
 
 
@@ -62,13 +65,24 @@ def write(load: Load, images: str) -> str:
     """Update the rows that differ and insert those that are not there, in one statement."""
     m = load.mapping
     text = bound(m.text, {m.sources[0]: images})
-    rows = f"rows as materialized (select {load.values()} from (\n{text}\n) q)"
+    rows = f"rows as materialized (select {_values(load)} from (\n{text}\n) q)"
     insert = (
         f"insert into {load.into} ({columns(m.columns)}) overriding system value\nselect {columns(m.columns, 's')} "
-        f"from rows s where not exists (select from {load.into} t where {matches(m.key, 't', 's')})"
+        f"from rows s where not exists (select from {load.into} t where {load.matches(m.key, 't', 's')})"
     )
     update = load.update(rows="rows")
     return _parameters(f"with {rows}" + (f",\nupdated as ({update})" if update else "") + f"\n{insert}")
+
+
+def _values(load: Load) -> str:
+    """The SELECT's outputs, the key's as the target's columns: what `rows` of a larger batch is by its making."""
+    keys = {k: load.type(k) for k in load.mapping.key}
+    return ", ".join(
+        f"{keys[o.name].cast(f'q.{quote(o.name)}')} as {quote(o.name)}"
+        if o.name in keys and (keys[o.name].collation or keys[o.name].equal != EQ)
+        else f"q.{quote(o.name)}" + (f"::{load.type(o.name).base} as {quote(o.name)}" if o.cast else "")
+        for o in load.mapping.outputs
+    )
 
 
 def delete(load: Load, images: str) -> str:

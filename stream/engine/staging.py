@@ -8,13 +8,14 @@ their catalog rows would bloat pg_class.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from connectors.failpoint import failpoint
 from connectors.postgres.session import Connection
 from connectors.postgres.target import key_text
 from schemas.change import Image
+from schemas.equality import ColumnType
 from schemas.names import EQ, quote
 from schemas.table import Table
 from stream.engine.fold import Folded, Key
@@ -68,13 +69,18 @@ class Laid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """The temporary tables of one source table. `names` are the columns staged, `types` the target's names."""
+    """The temporary tables of one source table. `names` are the columns staged.
+
+    `types` says of each column how it is held: as the type below every domain (an old image is NULL where nothing was
+    sent, and a domain may refuse that), under the source's collation. `domains` are those that mappings read it as.
+    """
 
     number: int
     source: Table
     key: tuple[str, ...]
     names: tuple[str, ...]
-    types: tuple[str, ...]
+    types: Mapping[str, ColumnType]
+    domains: Mapping[str, str]
     watched: frozenset[str]  # columns whose change moves a row to other owners
     mirrored: bool
     naming: frozenset[str]  # columns beside the key that a row's own target row is named by
@@ -104,23 +110,40 @@ class Stage:
         return dict(zip(self.key, map(key_text, key), strict=True))
 
     def create(self) -> list[str]:
-        typed = ", ".join(f"{quote(n)} {t}" for n, t in zip(self.names, self.types, strict=True))
+        typed = ", ".join(f"{quote(n)} {held(self.types[n])}" for n in self.names)
         tail = f"{N} integer, {PART} integer not null default 0) on commit delete rows"
         return [f"create temporary table {table} ({typed}, {tail}" for table in (self.new, self.old)]
 
-    def reading(self, *, part: int | None = None, rows: Sequence[int] | None = None, skip: Sequence[int] = ()) -> str:
-        """The SQL that stands for the source over the new images, or some of them."""
-        return (
-            f"select {columns(self.names)} from {self.new}{self._where(None if part is None else (part,), rows, skip)}"
-        )
+    def reading(
+        self,
+        *,
+        part: int | None = None,
+        missing: Collection[str] = (),
+        rows: Sequence[int] | None = None,
+        skip: Sequence[int] = (),
+    ) -> str:
+        """The SQL that stands for the source over the new images, or some of them, which lack what is `missing`."""
+        where = self._where(None if part is None else (part,), rows, skip)
+        return f"select {self._read(self.domains.keys() - set(missing))} from {self.new}{where}"
 
     def reading_old(self, *, rows: Sequence[int] | None = None, skip: Sequence[int] = ()) -> str:
         """The old images of rows that went away, or whose key or feed columns changed."""
-        return f"select {columns(self.names)} from {self.old}{self._where((GONE, LEFT), rows, skip)}"
+        return f"select {self._read(self.watched)} from {self.old}{self._where((GONE, LEFT), rows, skip)}"
 
     def reading_left(self, *, skip: Sequence[int] = ()) -> str:
         """Those of them that are under their key no more."""
-        return f"select {columns(self.names)} from {self.old}{self._where((LEFT,), None, skip)}"
+        return f"select {self._read(self.watched)} from {self.old}{self._where((LEFT,), None, skip)}"
+
+    def _read(self, whole: Collection[str]) -> str:
+        """The columns as mappings read them; of `whole` those that are of a domain, of others the values have to do."""
+        return ", ".join(
+            f"{quote(n)}::{self.domains[n]} as {quote(n)}" if n in self.domains and n in whole else quote(n)
+            for n in self.names
+        )
+
+    def declared(self, whole: Collection[str]) -> tuple[tuple[str, str, str], ...]:
+        """(name, how it is held, the domain that mappings read it as or '') of each column; `whole` as in `_read`."""
+        return tuple((n, held(self.types[n]), self.domains.get(n, "") if n in whole else "") for n in self.names)
 
     def numbered(self, rows: Sequence[int]) -> tuple[str, str]:
         """The new images of some rows, and their old ones, with their numbers."""
@@ -226,6 +249,11 @@ class Stage:
             for row in rows:
                 copy.write_row(row)
             failpoint("apply.in_copy")
+
+
+def held(type_: ColumnType) -> str:
+    """As a column is declared."""
+    return f"{type_.base} collate {type_.collation}" if type_.collation else type_.base
 
 
 _WHOLE: frozenset[str] = frozenset()

@@ -14,7 +14,7 @@ from connectors.postgres.target import Carried, Key, canonical
 from schemas.errors import RowRejected
 from schemas.names import EQ, quote
 from schemas.position import Lsn
-from stream.engine.mapping_sql import PART, Load, matches
+from stream.engine.mapping_sql import PART, Load
 from stream.engine.staging import Part, Staged
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ class Partial:
                 why = "a key changed while values were not sent"
                 e.reread(load, staged, part.rows, why, carried=self._carried(load, staged, part, left))
                 continue
-            e.run(load.transform({source: stage.reading(part=part.number)}))
+            reading = stage.reading(part=part.number, missing=part.missing)
+            e.run(load.transform({source: reading}, without=split[1]))
             if split[1] or load.unmapped:
                 e.run(load.collect_owners(source, {source: stage.reading_old(rows=part.rows)}))
                 found = not split[1] or e.run(load.fill_moved(split[1])) or e.filtered_out(load)
@@ -151,7 +152,9 @@ class Partial:
         source = load.mapping.sources[0]
         stage = e.stages[source]
         e.run(load.collect_owners(source, {source: stage.reading_old(rows=part.rows)}))
-        found = e.conn.execute(load.unmapped_of(source, {source: stage.reading(part=part.number)})).fetchall()
+        found = e.conn.execute(
+            load.unmapped_of(source, {source: stage.reading(part=part.number, missing=part.missing)})
+        ).fetchall()
         e.run(f"delete from {load.owners}")
         return [dict(document) for (document,) in found] or self._waiting(load, staged, part, left)
 
@@ -164,7 +167,8 @@ class Partial:
         waiting = [] if origin is None else left.get(canonical(stage.named(origin)), [])
         if not waiting:
             return []
-        owner = e.conn.execute(load.owners_of(source, {source: stage.reading(part=part.number)})).fetchone()
+        reading = stage.reading(part=part.number, missing=part.missing)
+        owner = e.conn.execute(load.owners_of(source, {source: reading})).fetchone()
         now = {} if owner is None else dict(zip(load.mapping.owner, owner, strict=True))
         return [document | now for document in waiting]
 
@@ -176,8 +180,9 @@ class Partial:
         e = self._engine
         stage = e.stages[load.mapping.sources[0]]
         for part, rows, (_, kept) in self._lacking(load, staged, skip):
-            binding = {load.mapping.sources[0]: stage.reading(part=part.number, skip=skip)}
-            e.run(load.transform(binding))
+            reading = stage.reading(part=part.number, missing=part.missing, skip=skip)
+            binding = {load.mapping.sources[0]: reading}
+            e.run(load.transform(binding, without=kept))
             if load.leaves_gaps:
                 e.run(load.collect_owners(load.mapping.sources[0], binding))
             if kept:
@@ -193,7 +198,8 @@ class Partial:
         source = load.mapping.sources[0]
         for part in staged.parts:
             if part.missing and not part.moved and not (completed and self.split(load, self._lacked(load, part))):
-                e.post(load.spare_owners(source, {source: e.stages[source].reading(part=part.number)}))
+                reading = e.stages[source].reading(part=part.number, missing=part.missing)
+                e.post(load.spare_owners(source, {source: reading}))
 
     def write(self, load: Load, staged: Staged, skip: Sequence[int]) -> None:
         """Rows that lack values under an unchanged key: update what was sent, leave the rest alone."""
@@ -202,8 +208,8 @@ class Partial:
         stage = e.stages[source]
         for part, rows, (written, kept) in self._lacking(load, staged, skip):
             e.run(load.clear_rows())
-            binding = {source: stage.reading(part=part.number, skip=skip)}
-            e.run(load.transform(binding), prepare=not skip)
+            binding = {source: stage.reading(part=part.number, missing=part.missing, skip=skip)}
+            e.run(load.transform(binding, without=kept), prepare=not skip)
             if load.leaves_gaps:
                 e.run(f"delete from {load.owners}")
                 e.run(load.collect_owners(source, binding))
@@ -243,12 +249,12 @@ class Partial:
         stage = e.stages[source]
         plain = {o.name: o.plain[1] for o in load.mapping.outputs if o.plain is not None}
         if all(n in plain for n in load.mapping.owner):
-            types = {n: load.table.column(n).type for n in load.mapping.owner}
-            on = " and ".join(f"r.{quote(n)} {EQ} s.{quote(plain[n])}::{types[n]}" for n in load.mapping.owner)
+            types = {n: load.type(n) for n in load.mapping.owner}
+            on = " and ".join(f"r.{quote(n)} {t.equal} {t.cast(f's.{quote(plain[n])}')}" for n, t in types.items())
             found = e.conn.execute(
                 f"select distinct s.slackwater_n from {stage.new} s join {load.rows} r on {on} "
                 f"where s.{PART} {EQ} {part.number} and not exists "
-                f"(select from {load.into} t where {matches(load.mapping.key, 't', 'r')})"
+                f"(select from {load.into} t where {load.matches(load.mapping.key, 't', 'r')})"
             ).fetchall()
             return sorted(n for (n,) in found if n in set(rows))
         return list(rows)

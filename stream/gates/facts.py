@@ -64,6 +64,7 @@ class Facts:
     new_strangers: tuple[str, ...] | None = None  # the same of new, once the way back stands
     foreign_writes: int | None = None  # rows written to a closed side, of both sides
     roundtrip: Kept | None = None  # the newest verdict on old -> new -> old; None: there is none
+    roundtrip_counts: bool = False  # it is of this file, under the paths that are in force
     foreign_keys: int | None = None  # of new's tables
     orphans: Look | None = None  # None: not looked yet
     old_foreign_keys: int | None = None  # of the tables of old that the way back writes

@@ -24,6 +24,7 @@ from stream.gates import gate_table, orphan_scan, rights
 from stream.gates.facts import Facts, Look
 from stream.gates.sequence_facts import SequenceLooks
 from stream.gates.silent_facts import SilentLooks
+from stream.migration.paths import judged_under
 from stream.migration.prepared import Prepared, plan_for
 from stream.monitoring.sessions import Sides
 from stream.preflight import identity
@@ -99,6 +100,7 @@ class Circumstances:
         found = replace(
             facts,
             roundtrip=new.roundtrip,
+            roundtrip_counts=new.roundtrip is not None and new.roundtrip.under == self._judged_under(document),
             foreign_keys=new.foreign_keys,
             orphans=new.orphans,
             unanalysed=new.unanalysed,
@@ -111,6 +113,10 @@ class Circumstances:
             return found, True
         lacking, strange = rights.lacking(plan, wants, new.rights, self._spec.cutover.gates.grants.except_)
         return replace(found, lacking=lacking, strange_roles=strange), True
+
+    def _judged_under(self, document: Prepared) -> str:
+        """What a verdict on the file as it is now is given under."""
+        return judged_under(self._spec.fingerprint, self._spec, document.paths)
 
     def _planned(self, document: Prepared) -> Plan | None:
         """The forward plan; None where the file is not the one that was prepared: the gate `prepared` says so."""
@@ -167,6 +173,7 @@ def _with(facts: Facts, kept: Facts) -> Facts:
     return replace(
         facts,
         roundtrip=kept.roundtrip,
+        roundtrip_counts=kept.roundtrip_counts,
         foreign_keys=kept.foreign_keys,
         orphans=kept.orphans,
         old_foreign_keys=kept.old_foreign_keys,

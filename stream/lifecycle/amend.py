@@ -2,8 +2,9 @@
 
 Invariants: no target is emptied, for either side may hold rows that the application wrote; what is written differently
 from now on is compared, and read again in place (`stream.verify.recheck`), and no turn goes over it before (gate
-`silent_changes`). Mirrors are ours, and are made anew. What the closed side keeps of it is written before new's
-document says so, old's catalogs are accepted after: whoever is killed in between is completed by the next run.
+`silent_changes`). Mirrors are ours, and are made anew. What old keeps of it, the document for the day on which new is
+gone included, is written before new's document says so, old's catalogs are accepted after: whoever is killed in between
+is completed by the next run, and if new dies there, old knows the tables as they are.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from connectors.failpoint import failpoint
 from connectors.postgres import catalog, chunks, control, mirror, silent_changes, slots
 from connectors.postgres.session import Connection
+from schemas.collated import collated
 from schemas.direction import Direction, Side
 from schemas.errors import Halt, Refused
 from schemas.fingerprint import Change, Kind
@@ -91,6 +93,8 @@ def amend(work: Work, before: Prepared) -> Amended:
         barriers = {way: chunks.record_barrier(work.side(way.source)) for way in Direction}
         with control.transaction(work.old, "cannot record the way back on old"):
             _loads(back, ways[REVERSE], before, found[REVERSE], barriers[REVERSE])
+            if control.spare(work.old, spec.migration) is not None:
+                control.keep_spare(work.old, spec.migration, prepared.to_json())
     failpoint("prepare.before_recorded")
     with control.transaction(work.new, "cannot record what was prepared"):
         _loads(work, ways[FORWARD], before, found[FORWARD], barriers[FORWARD])
@@ -99,8 +103,6 @@ def amend(work: Work, before: Prepared) -> Amended:
     failpoint("prepare.before_accepted")
     with control.transaction(work.old, "cannot record what old's catalogs say"):
         settle(work.old, stand[Side.OLD], anew if link is FORWARD else ())
-        if control.spare(work.old, spec.migration) is not None:
-            control.keep_spare(work.old, spec.migration, prepared.to_json())
     keep_strides(spec, prepared, work.old, work.new)
     work.done("both directions go by the file and the tables as they are now")
     return Amended(result="changed", differences=tuple(found.values()), warnings=warnings, prepared=prepared)
@@ -196,7 +198,7 @@ def _loads(work: Work, way: Way, before: Prepared, diff: Difference, barrier: ch
     for source in (n.removeprefix("mirror:") for n in (*diff.changed, *diff.removed) if n.startswith("mirror:")):
         mirror.drop_mirror(conn, migration, d, source)
     for source in plan.mirrors:
-        mirror.create_mirror(conn, migration, d, plan.sources[source])
+        mirror.create_mirror(conn, migration, d, plan.sources[source], collated(plan.mappings, source))
     for source, columns in build.owner_columns(plan):
         mirror.index_mirror(conn, migration, d, plan.sources[source], columns)
     for name in diff.removed:

@@ -16,6 +16,7 @@ from connectors.failpoint import failpoint
 from connectors.postgres import catalog, control, fence, lease, mirror, session, slots, truncation
 from connectors.postgres.session import Connection, translated
 from connectors.postgres.void import void
+from schemas.collated import collated
 from schemas.direction import Direction, Side
 from schemas.errors import Contended, Halt, Refused, SlotLost
 from schemas.plan import Plan
@@ -170,7 +171,11 @@ def make_types(work: Work, plan: Plan) -> None:
         made = mirror.stand_ins(target, wanted)
         mirror.create_types(target, plan.migration, made)
         mirrors = [
-            name for name in plan.mirrors if mirror.create_mirror(target, plan.migration, direction, plan.sources[name])
+            name
+            for name in plan.mirrors
+            if mirror.create_mirror(
+                target, plan.migration, direction, plan.sources[name], collated(plan.mappings, name)
+            )
         ]
         for name, columns in ((n, c) for n, c in owner_columns(plan) if n in mirrors):
             mirror.index_mirror(target, plan.migration, direction, plan.sources[name], columns)

@@ -13,6 +13,7 @@ from connectors.failpoint import failpoint
 from connectors.postgres import control, fence, mirror, targets
 from connectors.postgres.own_writes import still_closed
 from connectors.postgres.session import Connection
+from schemas.collated import collated
 from schemas.control import ECHO_PREFIX
 from schemas.direction import Side
 from schemas.plan import Plan
@@ -84,7 +85,8 @@ def _empty(conn: Connection, plan: Plan, difference: Difference, replica: bool) 
     for name in changed:
         source = name.removeprefix("mirror:")
         mirror.drop_mirror(conn, plan.migration, plan.direction, source)
-        mirror.create_mirror(conn, plan.migration, plan.direction, plan.sources[source])
+        ordered = collated(plan.mappings, source)
+        mirror.create_mirror(conn, plan.migration, plan.direction, plan.sources[source], ordered)
     for source, columns in owner_columns(plan):
         mirror.index_mirror(conn, plan.migration, plan.direction, plan.sources[source], columns)
     tables: Sequence[str] = [name for name in difference.changed if name in plan.targets]

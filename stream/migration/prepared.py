@@ -23,7 +23,7 @@ from schemas.sequence_links import named
 from schemas.spec import Spec
 from schemas.table import Column, Identity, Reference, Table
 from stream.migration import prepared_steps
-from stream.migration.paths import NONE, Paths, found, in_force
+from stream.migration.paths import NONE, Paths, found, in_force, judged_under
 from stream.migration.prepared_steps import VERSION
 
 
@@ -86,6 +86,10 @@ class Prepared:
     def tables(self, direction: Direction) -> tuple[dict[str, Table], dict[str, Table]]:
         """(the source's, the target's) tables."""
         return (self.old, self.new) if direction is Direction.FORWARD else (self.new, self.old)
+
+    def judged_under(self, spec: Spec) -> str:
+        """What verdicts count for now: this file as it was prepared, under the paths that `spec` asks for."""
+        return judged_under(self.fingerprint, spec, self.paths)
 
     def to_json(self) -> str:
         """One JSON document; `from_json` reads it back to an equal value."""

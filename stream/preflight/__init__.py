@@ -7,6 +7,7 @@ name_conflicts   whether slot and publication of this name are another database'
 ddl              `new.ddl`, tried in a transaction that is rolled back
 identity         which source tables need REPLICA IDENTITY FULL
 tables           the tables of each side
+collations       the collations under which mappings compute, on the target as on the source
 bindings         every mapping's text, held up to both servers in each place it will run
 users_code       functions of users that rows fire: evaluated, and one row of each table tried by `prepare` and `arm`
 constraints      rows of old that a constraint or an index of new will refuse, counted
@@ -34,6 +35,7 @@ from stream.migration.prepared import Prepared, paths_now, plan_of
 from stream.migration.topics import FlowTopics
 from stream.preflight import (
     bindings,
+    collations,
     constraints,
     ddl,
     identity,
@@ -132,8 +134,8 @@ def examine(
         closed = turn is None or not turn.open  # the rows of a side that is open are the application's
         fresh = written.keys() - loaded.keys() if closed else ()
         tables.target(new, Side.NEW, written, targets, fresh, spec.migration, found)
-        constraints.identities(new, Side.NEW, resolution.mappings, written, found)
         _types(old, new, streamed, found)
+        collations.examine(old, new, Direction.FORWARD, streamed, resolution.mappings, found)
         users_code.evaluated_by_server(old, Side.OLD, streamed.values(), ways.old, found)
         users_code.evaluated_by_server(new, Side.NEW, written.values(), ways.new, found)
         _, refused = bindings.examine(spec, old, new, sources, targets, resolution, paths=ways)

@@ -17,7 +17,16 @@ from schemas.spec import Spec
 from schemas.table import Table
 from stream.migration.paths import in_force
 from stream.migration.prepared import Prepared
-from stream.preflight import bindings, constraints, identity, name_conflicts, reverse_checks, server, tables, users_code
+from stream.preflight import (
+    bindings,
+    collations,
+    identity,
+    name_conflicts,
+    reverse_checks,
+    server,
+    tables,
+    users_code,
+)
 from stream.preflight.bindings import Outputs
 from stream.preflight.finding import Findings, listed
 
@@ -74,12 +83,12 @@ def examine(spec: Spec, old: Connection, new: Connection, prepared: Prepared, *,
     tables.source(new, Side.NEW, streamed, full, found)
     written = {m.target: targets[m.target] for m in resolution.mappings if m.target in targets}
     tables.target(old, Side.OLD, written, written, (), spec.migration, found)
-    constraints.identities(old, Side.OLD, resolution.mappings, written, found)
     wanted = mirror.user_types(new, [c.type_oid for table in streamed.values() for c in table.columns])
     for name in mirror.stand_ins(old, wanted).impossible:
         found.problem(
             "type", f"old lacks the type {name}", "make it there too: usually by the same extension", Side.OLD
         )
+    collations.examine(new, old, REVERSE, streamed, resolution.mappings, found)
     outputs, refused = bindings.examine(spec, new, old, sources, targets, resolution, REVERSE, paths=paths)
     for problem in refused:
         found.problem("mapping", problem.cause, problem.remedy, problem.where)

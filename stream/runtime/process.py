@@ -272,7 +272,7 @@ def verify_task(spec: Spec, document: Prepared, plan: Plan, ask: Sides) -> Verif
         plan=plan,
         link=link,
         turn=leads.open_turn,
-        fingerprint=document.fingerprint,
+        fingerprint=document.judged_under(spec),
         system_id=flow.system_id,
         timeline=flow.timeline,
         workers=spec.verify.workers,

@@ -88,7 +88,7 @@ def look(conn: Connection, spec: Spec, side: Side, document: Prepared | None) ->
         canary_at=None if sung is None else sung.written_at,
         foreign_writes=foreign,
         unfenced=None if turn is None or document is None else _unfenced(conn, document, turn),
-        verification=None if document is None else _verification(conn, document, writer),
+        verification=None if document is None else _verification(conn, spec, document, writer),
         installed=True,
     )
 
@@ -162,12 +162,13 @@ def _unfenced(conn: Connection, document: Prepared, turn: control.Turn) -> tuple
     return tuple(f"{schema}.{name}" for schema, name in fence.relations(conn, targets) if (schema, name) not in carried)
 
 
-def _verification(conn: Connection, document: Prepared, direction: Direction) -> Verification | None:
+def _verification(conn: Connection, spec: Spec, document: Prepared, direction: Direction) -> Verification | None:
     """The verdicts on the tables that the direction writes, of the file as it is prepared; None: it was not armed."""
     flow = document.forward if direction is Direction.FORWARD else document.reverse
     if flow is None:
         return None
-    found = latest(conn, document.migration, direction, fingerprint=document.fingerprint, targets=tuple(flow.mappings))
+    under = document.judged_under(spec)
+    found = latest(conn, document.migration, direction, fingerprint=under, targets=tuple(flow.mappings))
     # What was compared before it was loaded anew says nothing: two edits of a file can end in the first one.
     loaded = gate_table.loaded(conn, document.migration, direction)
     tables = {

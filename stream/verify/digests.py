@@ -102,7 +102,8 @@ def agreed_hash(source: Sight, target: Sight) -> Hash:
 
     Errors: Halt when there is none.
     """
-    for how in Hash:
+    ((mine,),), ((theirs,),) = (side.all(digest.ENCODING, "asking for the encoding") for side in (source, target))
+    for how in (h for h in Hash if h.recodes is (mine != theirs)):
         answers = []
         for side in (source, target):
             try:
@@ -113,7 +114,7 @@ def agreed_hash(source: Sight, target: Sight) -> Hash:
             return how
     raise Halt(
         "the two servers have no hash in common: rows cannot be compared",
-        hint="both have to offer md5() or sha256(), and hold their text as UTF-8",
+        hint="both have to offer md5() or sha256()",
     )
 
 

@@ -26,7 +26,8 @@ from schemas.reversal import How, Loss, Reversal
 from schemas.roundtrip import ColumnVerdict, TableVerdict, Verdict, one_way
 from schemas.spec import Spec
 from schemas.table import Table
-from stream.migration.prepared import paths_now
+from stream.migration.paths import NONE, judged_under
+from stream.migration.prepared import load, paths_now
 from stream.preflight import Findings, ddl, identity
 from stream.verify.made_rows import try_made_rows
 
@@ -36,9 +37,9 @@ TOOK_LONG_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """The newest verdict that was kept: for which file, and when."""
+    """The newest verdict that was kept: under what, as `judged_under` has it, and when."""
 
-    fingerprint: str
+    under: str
     at: datetime
     verdict: Verdict
 
@@ -47,7 +48,7 @@ def latest(conn: Connection, migration: str) -> Kept | None:
     """The migration's newest verdict, from new's control schema; None where there is none. `accepted` is as it was
     then: judge with `Verdict.judged(spec)`."""
     row = kept.read(conn, migration)
-    return None if row is None else Kept(fingerprint=row[0], at=row[1], verdict=Verdict.of(row[2]))
+    return None if row is None else Kept(under=row[0], at=row[1], verdict=Verdict.of(row[2]))
 
 
 def keep(conn: Connection, spec: Spec, verdict: Verdict) -> bool:
@@ -55,7 +56,9 @@ def keep(conn: Connection, spec: Spec, verdict: Verdict) -> bool:
     everything replaces nothing but a verdict on another file."""
     if not control.installed(conn):
         return False
-    kept.write(conn, spec.migration, spec.fingerprint, verdict.document())
+    document = load(conn, spec.migration)
+    under = judged_under(spec.fingerprint, spec, NONE if document is None else document.paths)
+    kept.write(conn, spec.migration, under, verdict.document())
     return True
 
 

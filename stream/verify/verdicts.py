@@ -187,8 +187,8 @@ def latest(
 ) -> Verification:
     """The verdicts of a direction, read on its target.
 
-    `fingerprint` is that of the file as it is prepared (Spec.fingerprint): a clean verdict of another file is pending,
-    as is one that is void.
+    `fingerprint` is what they have to be given under (Prepared.judged_under): a clean verdict under another file, or
+    another path of users' code, is pending, as is one that is void.
     `targets` are the tables that there have to be verdicts on: one that has none is pending. Without either, what is
     recorded is taken as it is.
     """

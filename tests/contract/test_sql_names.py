@@ -19,7 +19,7 @@ HOLE = "\x01"
 
 # Those whose text runs under the path, or is put into one that does.
 MODULES = (
-    "schemas/bind.py", "schemas/digest.py", "schemas/owner.py", "schemas/repair.py",
+    "schemas/bind.py", "schemas/digest.py", "schemas/equality.py", "schemas/owner.py", "schemas/repair.py",
     "connectors/postgres/bindings.py", "connectors/postgres/composed.py", "connectors/postgres/constraints.py",
     "connectors/postgres/fired.py",
     "connectors/postgres/made_rows.py", "connectors/postgres/made_world.py", "connectors/postgres/parse_tree.py",
@@ -45,7 +45,8 @@ APART = {
     ("connectors/postgres/made_rows.py", "_OBSTACLES"),
     ("connectors/postgres/parse_tree.py", "_FUNCTIONS"),
     ("connectors/postgres/parse_tree.py", "_READS"),
-    ("connectors/postgres/parse_tree.py", "faults"),
+    ("connectors/postgres/parse_tree.py", "_parsed"),
+    ("connectors/postgres/parse_tree.py", "_elsewhere"),  # a sentence
     ("connectors/postgres/parse_tree.py", "_function"),  # a sentence
     ("connectors/postgres/ranges.py", "_KEY_TYPES"),
     ("connectors/postgres/sight.py", "_BASES"),

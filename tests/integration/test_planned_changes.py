@@ -20,9 +20,9 @@ from tests.fixtures.running import Program, started_with
 TABLES = """
 create schema %(s)s;
 create table %(s)s.added (id int primary key, v text);
-create table %(s)s.dropped (id int primary key, v text, gone1 text, gone2 text);
-create table %(s)s.renamed (id int primary key, a1 text, a2 text);
-create table %(s)s.retyped (id int primary key, n1 int, n2 int);
+create table %(s)s.dropped (id int primary key, v text, gone1 text, gone2 text, gone3 text);
+create table %(s)s.renamed (id int primary key, a1 text, a2 text, a3 text);
+create table %(s)s.retyped (id int primary key, n1 int, n2 int, n3 int);
 create table %(s)s.untouched (id int primary key, v text);
 """
 OLD_ONLY = """

@@ -223,7 +223,7 @@ def test_the_verdict_is_kept_for_the_file_it_speaks_of(pair: Pair) -> None:
     assert judging.keep(pair.new, spec, verdict)
     kept = judging.latest(pair.new, "m")
     assert kept is not None
-    assert (kept.fingerprint, kept.verdict) == (spec.fingerprint, verdict)
+    assert (kept.under, kept.verdict) == (spec.fingerprint, verdict)
     accepting = pair.spec(SPLIT + "roundtrip: {accept: [customers]}\n")
     assert accepting.fingerprint == spec.fingerprint
     assert kept.verdict.judged(accepting).passed

@@ -108,6 +108,31 @@ def test_a_repair_voids_what_shares_its_mirrors(pair: Pair) -> None:
     assert shop.on_new("select bio from app.account where id = 1") == [("maths",)]
 
 
+def test_another_path_of_users_code(pair: Pair) -> None:
+    """What a function makes of a row may hang on where its names lead: neither verdict outlives the path it had."""
+    program = pair.program
+    program("roundtrip", code=3)  # lossy, and judged so under this path
+    program.watch = None
+    text = program.file.read_text()
+    states = {g["gate"]: g["state"] for g in program.status()["gates"]}
+    assert (states["verification"], states["roundtrip"]) == ("passed", "failed")
+    for side, schema in (("old", "shop"), ("new", "app")):
+        program.file.write_text(text.replace(f"schema: {schema}}}", f"schema: {schema}, search_path: []}}"))
+        assert program.file.read_text() != text
+        program.watch = None
+        assert clean(program) == [], side
+        assert gate(program) == ("unknown", f"not compared under this file: {', '.join(CLEAN)}")
+        found = {g["gate"]: g["detail"] for g in program.status()["gates"]}
+        assert found["roundtrip"].endswith("with another file, or under another search_path")
+    program("verify")
+    assert clean(program) == CLEAN
+    program.file.write_text(text)
+    program.watch = None
+    assert clean(program) == []
+    program("verify")
+    assert clean(program) == CLEAN
+
+
 def test_a_table_that_stood_without_its_fence(pair: Pair) -> None:
     """Before `arm` nobody reads what is written to new: who writes past its fence is in no stream, and puts it back."""
     program, shop = pair.program, pair.shop
