@@ -62,6 +62,7 @@ NO_ROWS_FAULT = frozenset(
     {"08", "0B", "0L", "0P", "0Z", "24", "25", "26", "28", "2B", "2D", "34", "3B", "3D"}
     | {"40", "53", "55", "57", "58", "72", "F0", "XX"}
 )
+NAMES = frozenset({"42P01", "42703", "42704", "42883", "42P02", "3F000"})  # quoted is the name of what is missing
 SPOKEN_BY_POSTGRES = frozenset({"0A", "21", "23", "42", "54"})  # classes in which PostgreSQL chooses the words
 
 FREE_SPACE = "free space on that server; the work goes on by itself from where it stopped"
@@ -184,7 +185,8 @@ def translate(error: psycopg.Error, doing: str, *, rows: bool = False) -> Slackw
         return Unavailable(cause, hint="check that the server is up and reachable; it is tried again by itself")
     hint = "see the server's log for this statement"
     if rows and state[:2] not in NO_ROWS_FAULT:
-        return StatementRefused(cause, hint=hint, sqlstate=state, of_row=_without_values(error, state, doing))
+        of_row = _without_values(error, state, doing)
+        return StatementRefused(cause if state in NAMES else of_row, hint=hint, sqlstate=state, of_row=of_row)
     return Halt(cause, hint=hint)
 
 

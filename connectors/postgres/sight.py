@@ -149,7 +149,7 @@ class Sight:
 
     def all(self, query: str, doing: str) -> list[tuple[Any, ...]]:
         """The rows of a query whose text holds no parameters."""
-        with translated(doing):
+        with translated(doing, rows=True):
             return self.rows.execute(query.encode()).fetchall()
 
     def _end(self) -> None:

@@ -134,6 +134,7 @@ def examine(
         closed = turn is None or not turn.open  # the rows of a side that is open are the application's
         fresh = written.keys() - loaded.keys() if closed else ()
         tables.target(new, Side.NEW, written, targets, fresh, spec.migration, found)
+        constraints.identities(new, Side.NEW, resolution.mappings, written, found)
         _types(old, new, streamed, found)
         collations.examine(old, new, Direction.FORWARD, streamed, resolution.mappings, found)
         users_code.evaluated_by_server(old, Side.OLD, streamed.values(), ways.old, found)

@@ -20,6 +20,7 @@ from stream.migration.prepared import Prepared
 from stream.preflight import (
     bindings,
     collations,
+    constraints,
     identity,
     name_conflicts,
     reverse_checks,
@@ -83,6 +84,7 @@ def examine(spec: Spec, old: Connection, new: Connection, prepared: Prepared, *,
     tables.source(new, Side.NEW, streamed, full, found)
     written = {m.target: targets[m.target] for m in resolution.mappings if m.target in targets}
     tables.target(old, Side.OLD, written, written, (), spec.migration, found)
+    constraints.identities(old, Side.OLD, resolution.mappings, written, found)
     wanted = mirror.user_types(new, [c.type_oid for table in streamed.values() for c in table.columns])
     for name in mirror.stand_ins(old, wanted).impossible:
         found.problem(

@@ -1,4 +1,5 @@
-"""Where the source cannot compute a mapping's SELECT (it lacks a function that the target has): every row is a suspect.
+"""Where the source cannot compute a mapping's SELECT (it lacks a function, or a row's value is none that the SELECT
+takes): every row is a suspect.
 
 Invariant: each key that either side has is judged: the source's rows are staged and transformed on the target, as the
 stream does it. What cannot be told apart so keeps the source's own error; it is never left out.
@@ -7,7 +8,7 @@ stream does it. What cannot be told apart so keeps the source's own error; it is
 from __future__ import annotations
 
 from connectors.postgres.ranges import Chunk, relation
-from schemas.errors import Halt, SlackwaterError
+from schemas.errors import Halt, RowRejected, SlackwaterError, StatementRefused
 from stream.verify.digests import RANGE_S, SCAN_S, Compared, Pair
 from stream.verify.lookup import feeding
 from stream.verify.queries import Key, View, owners, restricts
@@ -19,9 +20,12 @@ MOST = 1_000_000  # keys of one chunk, which are held in memory
 
 
 def lacks(error: SlackwaterError) -> bool:
-    """Whether a statement failed because something that it names is not there: a function, a type, a collation."""
+    """Whether a statement failed because something that it names is not there (a function, a type, a collation), or for
+    a row that it met: one of which nothing can be made keeps nobody from comparing the others."""
     state = getattr(error.__cause__, "sqlstate", None)
-    return isinstance(error, Halt) and state in (UNDEFINED_FUNCTION, UNDEFINED_OBJECT, UNDEFINED_SCHEMA)
+    if isinstance(error, Halt) and state in (UNDEFINED_FUNCTION, UNDEFINED_OBJECT, UNDEFINED_SCHEMA):
+        return True
+    return isinstance(error, (RowRejected, StatementRefused))
 
 
 def possible(view: View) -> bool:

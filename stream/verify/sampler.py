@@ -20,7 +20,7 @@ from connectors.postgres.sight import Sight
 from schemas import digest
 from schemas.bind import bound
 from schemas.direction import Direction, Side
-from schemas.errors import Halt, RowRejected
+from schemas.errors import Halt, RowRejected, StatementRefused
 from schemas.names import EQ, quote
 from schemas.plan import Plan
 from schemas.position import Lsn, parse_lsn
@@ -277,7 +277,9 @@ class Witness:
         """What the SELECT makes of staged rows. Rows that cannot be computed are REFUSED, each by itself."""
         try:
             return self._run(view, raw, wanted)
-        except RowRejected:
+        except (RowRejected, StatementRefused) as error:
+            if isinstance(error, StatementRefused) and wanted:
+                self._run(view, _only(raw, ()), ())  # without any row, too: then it is no row's fault, and raised
             if len(wanted) == 1:
                 at = {view.mapping.key.index(o): v for o, v in zip(view.mapping.owner, wanted[0], strict=True)}
                 return {tuple(at.get(i) for i in range(len(view.mapping.key))): (REFUSED,)}
@@ -296,7 +298,7 @@ class Witness:
                 f"begin; set local statement_timeout = {int(LOOK_S * 1000)}; {user_path.local(view.target_path)}"
             )
         try:
-            with translated(doing):
+            with translated(doing, rows=True):
                 for table in view.sources:
                     self._stages[table.name].copy(conn, self._stages[table.name].new, _padded(raw.rows[table.name]))
                 bindings = {t.name: self._stages[t.name].reading() for t in view.sources}

@@ -82,3 +82,60 @@ def test_columns_that_feed_leave_their_images() -> None:
     )
     assert [row.before for row in table.gone] == [{"k": "a", "f": 2}]
     assert table.rows["a",].before == {"k": "a", "f": 1}
+
+
+def of(
+    *changes: tuple[Op, Image | None, Image | None, int], lasting: tuple[str, ...] = (), at_once: bool = False
+) -> Folded:
+    """The same, each with its transaction's commit LSN, of a table with the key `k, p`."""
+    table = Folded(key=("k", "p"), lasting=lasting, at_once=at_once)
+    for seq, (op, before, after, lsn) in enumerate(changes):
+        table.add(
+            Change(
+                op=op, table="t", before=before, after=None if after is None else dict(after), missing=(),
+                before_missing=(), position=Position(Lsn(lsn), seq), xid=1,
+            )
+        )  # fmt: skip
+    return table
+
+
+A, B, C = ({"k": 1, "p": p} for p in "abc")
+
+
+def test_a_delete_and_an_insert_of_one_transaction_are_one_row() -> None:
+    table = of((Op.DELETE, A, None, 1), (Op.INSERT, None, A, 1), (Op.DELETE, A, None, 1), (Op.INSERT, None, A, 1))
+    assert table.gone == []
+    assert table.rows[1, "a"].origin == (1, "a")
+
+
+def test_those_of_two_transactions_are_two_rows() -> None:
+    table = of((Op.DELETE, A, None, 1), (Op.INSERT, None, A, 2))
+    assert [row.origin for row in table.gone] == [(1, "a")]
+    assert table.rows[1, "a"].origin is None
+
+
+def test_a_row_that_took_a_key_and_is_replaced_there_keeps_its_origin() -> None:
+    table = of((Op.UPDATE, A, B, 1), (Op.DELETE, B, None, 2), (Op.INSERT, None, B, 2))
+    assert table.rows[1, "b"].origin == (1, "a")
+    assert [row.origin for row in table.gone] == [(1, "b")]  # a chunk may have brought it
+
+
+def test_another_row_that_had_the_key_before_is_gone() -> None:
+    table = of((Op.DELETE, B, None, 1), (Op.UPDATE, A, B, 1), (Op.DELETE, B, None, 1), (Op.INSERT, None, B, 1))
+    assert table.rows[1, "b"].origin == (1, "a")
+    assert (1, "b") in {row.origin for row in table.gone}
+
+
+def test_a_row_is_known_by_the_lasting_part_of_its_key() -> None:
+    moves = [(Op.DELETE, A, None, 1), (Op.INSERT, None, B, 1), (Op.DELETE, B, None, 1), (Op.INSERT, None, C, 1)]
+    table = of(*moves, lasting=("k",), at_once=True)
+    assert table.rows[1, "c"].origin == (1, "a")
+    assert {row.origin for row in table.gone} == {(1, "b")}
+    assert of(*moves).rows[1, "c"].origin is None
+
+
+def test_at_once_is_the_very_next_change() -> None:
+    other = (Op.DELETE, {"k": 2, "p": "a"}, None, 1)
+    apart = [(Op.DELETE, A, None, 1), other, (Op.INSERT, None, B, 1)]
+    assert of(*apart, lasting=("k",), at_once=True).rows[1, "b"].origin is None
+    assert of(*apart, lasting=("k",)).rows[1, "b"].origin == (1, "a")
