@@ -79,9 +79,12 @@ select to_jsonb(d) ->> 'datlocprovider', d.datcollate, d.datctype,
 
 
 def read(conn: Connection, names: Iterable[str]) -> dict[str, Collation]:
-    """By the name (with its schema) that each was asked by; what the database lacks is left out."""
+    """By the name (with its schema) that each was asked by; what the database lacks, and '', is left out."""
+    wanted = sorted(filter(None, set(names)))
+    if not wanted:
+        return {}
     with translated("cannot read collations"):
-        rows: list[Any] = conn.execute(_READ, (sorted(set(names)),)).fetchall()
+        rows: list[Any] = conn.execute(_READ, (wanted,)).fetchall()
     return {
         asked: Collation(
             schema=schema,

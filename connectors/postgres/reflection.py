@@ -96,8 +96,12 @@ def create_like(conn: Connection, schema: str, name: str, into: str, there: Coll
 
 
 def _types(conn: Connection, schema: str, name: str) -> dict[str, str]:
+    """By column; with its collation where it is not the type's default."""
     rows = conn.execute(
-        "select a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod) from pg_catalog.pg_attribute a "
+        "select a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod) || coalesce((select ' COLLATE ' ||"
+        " pg_catalog.quote_ident(s.nspname) || '.' || pg_catalog.quote_ident(l.collname) from pg_catalog.pg_collation l"
+        " join pg_catalog.pg_namespace s on s.oid = l.collnamespace join pg_catalog.pg_type t on t.oid = a.atttypid"
+        " where l.oid = a.attcollation and l.oid <> t.typcollation), '') from pg_catalog.pg_attribute a "
         "join pg_catalog.pg_class c on c.oid = a.attrelid join pg_catalog.pg_namespace n on n.oid = c.relnamespace "
         "where n.nspname = %s and c.relname = %s and a.attnum > 0 and not a.attisdropped",
         (schema, name),

@@ -28,7 +28,11 @@ from schemas.errors import (
 
 _QUOTED = re.compile(r'"[^"]*"')
 _RAISED_IN = re.compile(r"^PL/pgSQL function (\S+?)\(", re.MULTILINE)
+_BYTES = re.compile(r"0x[0-9a-f]{2}(?: 0x[0-9a-f]{2})*")
 Connection = psycopg.Connection[tuple[Any, ...]]
+
+ENCODINGS = ("22021", "22P05")
+"""A character that an encoding does not have: the message holds its bytes."""
 
 PINS: Mapping[str, str] = {
     "DateStyle": "ISO,MDY",
@@ -156,7 +160,9 @@ def translate(error: psycopg.Error, doing: str, *, rows: bool = False) -> Slackw
     """What a driver error means for us; see `translated`."""
     state = error.sqlstate
     message = error.diag.message_primary or _first_line(str(error))
-    if state is not None and state[:2] == "22":
+    if state in ENCODINGS:
+        message = _BYTES.sub("...", message)  # what it quotes are the encodings
+    elif state is not None and state[:2] == "22":
         message = _QUOTED.sub('"..."', message)  # a data exception quotes the value that it could not use
     cause = f"{doing}: {message}" + (f" (SQLSTATE {state})" if state else "")
     match error:

@@ -55,7 +55,7 @@ def _cutover(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:
     yield pipeline.lag(forward, spec, c)
     # Once the way back is prepared, what it has set aside counts as well.
     both = [forward, reverse] if Direction.REVERSE in facts.streams else [forward]
-    yield pipeline.quarantine(_sum([s.quarantined for s in both]), c)
+    yield pipeline.quarantine(_sum([s.quarantined for s in both]), c, back=forward.quarantined == 0)
     yield pipeline.reread(_sum([s.rereads for s in both]))
     yield environment.silent_changes(facts, c)
     yield evidence.verification(forward, spec, Direction.FORWARD, c)
@@ -81,7 +81,7 @@ def _rollback(facts: Facts, spec: Spec, c: str) -> Iterable[Gate]:
     yield pipeline.prepared(facts, c)
     yield pipeline.roles(facts, Direction.REVERSE, c)
     yield pipeline.lag(reverse, spec, c)
-    yield pipeline.quarantine(reverse.quarantined, c)
+    yield pipeline.quarantine(reverse.quarantined, c, back=True)
     yield pipeline.reread(reverse.rereads)
     yield environment.silent_changes(facts, c)
     yield evidence.verification(reverse, spec, Direction.REVERSE, c)

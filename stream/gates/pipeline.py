@@ -69,8 +69,10 @@ def lag(stream: Stream, spec: Spec, c: str) -> Gate:
     return passed("lag", f"{found.seconds:.1f} s, known {found.freshness_s:.1f} s ago")
 
 
-def quarantine(rows: int | None, c: str) -> Gate:
-    return _count("quarantine", rows, "rows could not be applied", f"{c} quarantine list")
+def quarantine(rows: int | None, c: str, *, back: bool = False) -> Gate:
+    """`back`: those that there are, are of the way back."""
+    of = " --direction reverse" if back else ""
+    return _count("quarantine", rows, "rows could not be applied", f"{c} quarantine list{of}")
 
 
 def reread(rows: int | None) -> Gate:

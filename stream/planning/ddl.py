@@ -66,13 +66,18 @@ def _entry(spec: Spec, entry: TableEntry, old: Connection, sources: Mapping[str,
     except SlackwaterError as error:
         return Proposal(table=entry.to, sql=None, reason=error.cause)
     required: set[str] = set()
+    sorts: dict[str, str] = {}
     key = tuple(entry.key or ())
     if source is not None:
         renamed = {c.name: entry.rename.get(c.name, c.name) for c in source.columns}
         required = {renamed[c.name] for c in source.columns if c.not_null} - set(entry.set_)
         key = key or tuple(renamed[name] for name in source.key)
+        sorts = {renamed[c.name]: f" COLLATE {c.collation}" for c in source.columns if c.collation}
     names = {o.name for o in outputs}
-    columns = [(o.name, o.type, o.name in required or o.name in key) for o in outputs]
+    columns = [
+        (o.name, o.type + ("" if o.name in entry.set_ else sorts.get(o.name, "")), o.name in required or o.name in key)
+        for o in outputs
+    ]
     return Proposal(table=entry.to, sql=_create(spec.new.schema_, entry.to, columns, [k for k in key if k in names]))
 
 

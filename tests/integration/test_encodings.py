@@ -60,6 +60,8 @@ def test_a_value_that_the_target_lacks_is_set_aside_by_name(filling: Filling) ->
         pytest.skip("UTF-8 has every letter")
     filling.old.execute("update t set v = '\u20ac' where id = 3; update t set v = 'fine' where id = 4")
     filling.advance()
-    held = "select load, key ->> 'id', sqlstate from slackwater.quarantine"
-    assert filling.new.execute(held).fetchall() == [("t", "3", "22P05")]
+    held = "select load, key ->> 'id', sqlstate, error from slackwater.quarantine"
+    ((*named, error),) = filling.new.execute(held).fetchall()
+    assert named == ["t", "3", "22P05"]
+    assert 'byte sequence ... in encoding "UTF8" has no equivalent in encoding "LATIN1"' in error
     assert filling.one("select v from app.t where id = 4", on="new") == "fine"

@@ -10,7 +10,9 @@ from contextlib import ExitStack
 
 import pytest
 
+from schemas.direction import Direction
 from schemas.errors import Halt, Unavailable
+from stream.preflight import Findings, collations
 from tests.fixtures.databases import Databases
 from tests.fixtures.filling import Filling
 from tests.fixtures.verifying import corrupt, found, swept
@@ -141,6 +143,31 @@ def test_keys_of_types_that_extensions_bring(make: Make, path: tuple[str, ...]) 
     assert dict(filling.new.execute("select lower(k::text), seq from app.kc where k::text = 'ANN'").fetchall()) == {
         "ann": ids["Ann"]
     }
+    with filling.streaming():
+        assert found(swept(filling)) == {}
+
+
+def test_an_extension_that_lives_in_another_schema_on_new(make: Make) -> None:
+    filling = loaded(
+        make(
+            "create extension citext schema public; create table u (id int primary key, email public.citext, n int);"
+            "create table t (k public.citext primary key, tags public.citext[]); insert into t values ('A', '{x,Y}');"
+            "insert into u values (1, 'Ann', 1), (2, 'bob', 2)",
+            "create schema lib; create extension citext schema lib;"
+            "create table u (id int primary key, email lib.citext, is_ann boolean);"
+            "create table t (k lib.citext primary key, tags lib.citext[]);"
+            "create table g (email lib.citext primary key, n bigint)",
+            "copy: [t]\ntables:\n"
+            "  - {to: u, select: \"select id, email, email = 'ANN' as is_ann from u\"}\n"
+            "  - {to: g, select: 'select email, sum(n) as n from u group by email'}\n",
+            path=("app", "lib"),
+        )
+    )
+    changed(
+        filling,
+        "update t set k = 'a' where k = 'A'; insert into t select 'k' || i from generate_series(1, 700) i",
+        "insert into u values (3, 'carl', 3); update u set email = 'BOB' where id = 2; delete from t where k = 'K7'",
+    )
     with filling.streaming():
         assert found(swept(filling)) == {}
 
@@ -334,3 +361,22 @@ def test_collations_of_keys(icu_databases: Databases) -> None:
             "delete from k where name = 'bob'; delete from d where name = 'Bob'",
         )
         assert filling.new.execute("select name, seq from app.k").fetchall() == [("ANN", 1)]
+
+
+def test_another_version_of_a_collation_is_told(icu_databases: Databases) -> None:
+    with ExitStack() as stack:
+        filling = loaded(_making(stack, icu_databases)(COLLATED, COLLATED_NEW, COLLATED_MAPPING))
+
+        def told() -> list[str]:
+            findings = Findings("slackwater")
+            sources, mappings = filling.plan.sources, filling.plan.mappings
+            collations.examine(filling.old, filling.new, Direction.FORWARD, sources, mappings, findings)
+            return [f"{f.name}: {f.cause} {f.remedy}" for f in findings]
+
+        assert told() == []
+        filling.new.execute("update pg_collation set collversion = '1.1' where collname = 'ci'")
+        [finding] = told()
+        assert finding.startswith("collation_version: ")
+        assert 'alter collation "types"."ci" refresh version' in finding
+        filling.new.execute("alter collation types.ci refresh version")
+        assert told() == []
