@@ -80,6 +80,7 @@ class Batch:
         try:
             with translated("applying"):
                 self._quarantined = e.target.quarantined()
+                e.graves.dug = not work.complete
                 self._part(work, checkpoint.end_lsn)
                 while not work.complete:
                     following = self._more()

@@ -22,12 +22,13 @@ from schemas.position import Lsn
 from stream.engine import build, small_batch
 from stream.engine.chunk import Chunk
 from stream.engine.fold import Folded
+from stream.engine.graves import Graves
 from stream.engine.joins import Owners
 from stream.engine.keyless import Keyless
 from stream.engine.mapping_sql import DONE, Load
 from stream.engine.planner import MISLED, SESSION, Plans, trees
 from stream.engine.repairs import Repairs
-from stream.engine.small_batch import plain, small
+from stream.engine.small_batch import SMALL_ROWS, plain, small
 from stream.engine.staging import Laid, Stage, Staged
 from stream.engine.temp_tables import Made
 from stream.engine.toast import Partial
@@ -62,12 +63,13 @@ class Engine:
         self._fired: dict[str, bool] = {}  # savepoint -> whether it was
         self._posted: list[Any] = []
         self.written = 0
+        self._many = False  # rows are staged
         self.mirrors_only = False  # the target's own rows are not to be touched in this transaction
         self.states: dict[str, LoadState] = {}
         self.carrying: set[str] = set()  # loads of which rows that wait to be read again brought something along
         self._side = str(plan.direction.target)
         self._holders: set[str] = set()
-        self._made = Made(conn)
+        self.made = Made(conn)
         self.plans = Plans(self.post)
         with translated("opening a session on the target"):
             conn.prepare_threshold = 1_000_000  # only what is asked to be prepared is
@@ -85,6 +87,7 @@ class Engine:
         self.keyless = Keyless(self)
         self.owners = Owners(self)
         self.repairs = Repairs(self)
+        self.graves = Graves(self)
         self.chunk = Chunk(self)
 
     def _become_replica(self) -> bool:
@@ -147,6 +150,7 @@ class Engine:
             self.states = self.target.loads()
             self.owners.begin()
         self.repairs.begin()
+        self.graves.begin()
         self.written = 0
         self._fires = False
         self.mirrors_only = mirrors_only or (mirrors_only is None and row is not None and any(row))
@@ -166,12 +170,12 @@ class Engine:
             if not self.replica and self._path:  # constraints that were deferred are checked now
                 self.conn.execute(user_path.SET, (self._path,))
             self.conn.execute("commit")
-        self._made.committed()
+        self.made.committed()
 
     def rollback(self) -> None:
         with translated("rolling back on the target"):
             self.conn.execute("rollback")
-        self._made.rolled_back()
+        self.made.rolled_back()
 
     def abandon(self) -> None:
         """Roll back on the way out of an error; a session that is broken rolls back by itself."""
@@ -180,24 +184,24 @@ class Engine:
 
     def savepoint(self, name: str) -> None:
         self.conn.execute(f"savepoint {name}", prepare=True)
-        self._made.mark(name)
+        self.made.mark(name)
         self._fired[name] = self._fires
 
     def back_to(self, name: str) -> None:
         """Undo everything since the savepoint, which stays."""
         with translated("rolling back to a savepoint"):
             self.conn.execute(f"rollback to savepoint {name}", prepare=True)
-        self._made.back_to(name)
+        self.made.back_to(name)
         self._fires = self._fired[name]
 
     def clear(self, tables: Collection[str]) -> None:
         """Empty the temporary tables between the parts of one transaction."""
-        stages = [self.stages[t] for t in tables if f"stage {t}" in self._made]
+        stages = [self.stages[t] for t in tables if f"stage {t}" in self.made]
         names = [name for stage in stages for name in (stage.new, stage.old)]
         for load in self.loads.values():
-            if load.name in self._made and any(s in tables for s in load.mapping.sources):
+            if load.name in self.made and any(s in tables for s in load.mapping.sources):
                 names += [load.rows, *([load.owners] if load.mapping.owner else [])]
-                names += [load.kept] if f"kept {load.name}" in self._made else []
+                names += [load.kept] if f"kept {load.name}" in self.made else []
         if names:
             self.run("truncate " + ", ".join(names))
 
@@ -273,7 +277,11 @@ class Engine:
             self.current = self.staging = name
             with translated(f"staging {name}", rows=True):
                 bare = straight and not self.careful and name in self._direct and small(folded) and plain(folded)
-                bare = bare and not any(name in self.loads[x].mapping.sources for x in self.carrying)
+                bare = (
+                    bare
+                    and not self.graves.dug
+                    and not any(name in self.loads[x].mapping.sources for x in self.carrying)
+                )
                 if not bare:
                     self.stage_of(name)
                 rows = laid.get(name) or stage.lay(folded)
@@ -319,7 +327,9 @@ class Engine:
         joined = [x for x in touched if not x.mapping.row_local]
         row_local = [x for x in touched if x.mapping.row_local]
         with self._pipelined(), self.firing():
-            hashing = self.plans.suit(sum(len(s.keys) for s in staged.values())) and bool(joined)
+            many = sum(len(s.keys) for s in staged.values())
+            self._many = many >= SMALL_ROWS
+            hashing = self.plans.suit(many) and bool(joined)
             with self.plans.hashing(on=hashing):
                 for load in joined:
                     self.owners.before(load, staged)
@@ -403,6 +413,7 @@ class Engine:
         if staged.has_gone:
             # A row in quarantine is read again by its key, which does not say what its target row was called before.
             lost = () if load.named_by(source) - set(stage.key) else skip
+            self.graves.bury(load, staged, lost)
             if load.unmapped and staged.left:
                 # A row that comes under a key which another one had must not find that one's unmapped columns there.
                 self.post(load.delete_left(source, stage.reading_left(skip=lost)), prepare=not lost, writes=True)
@@ -416,19 +427,23 @@ class Engine:
 
     def write(self, load: Load, *, swap: bool = False, moved: bool = False) -> None:
         self.repairs.keep_overwritten(load)
+        moved = self.graves.exhume(load) or moved
         fixed = () if swap else load.fixed
         if fixed and not self.replica:
             raise Halt(ALWAYS.format(load.name, ", ".join(fixed)), hint=f"on {self._side}: {load.by_default()}")
-        if swap or moved or fixed:
+        aside = bool(swap or moved or fixed)  # then temporary tables, which have no index, are joined with one another
+        if aside:
             self.keep(load)
         if swap or fixed:
-            self.post(load.take_out(differing=fixed))
+            with self.plans.hashing(on=self._many):
+                self.post(load.take_out(differing=fixed))
         if not swap and (update := load.update()) is not None:
             self.post(update, prepare=True, writes=True)
-        if moved and not swap and (carry := load.carry()) is not None:
-            self.post(carry)
-        if swap or moved or fixed:
-            self.post(load.put_back(), writes=True)
+        with self.plans.hashing(on=self._many and aside):
+            if moved and not swap and (carry := load.carry()) is not None:
+                self.post(carry)
+            if aside:
+                self.post(load.put_back(), writes=True)
         self.post(load.insert(), prepare=True, writes=True)
 
     def _straight(self, load: Load, step: Literal["write", "delete"], images: small_batch.Images) -> None:
@@ -496,12 +511,16 @@ class Engine:
                 f"a change of {source} arrived, which no mapping reads",
                 hint="`slackwater prepare` after an edit of the file",
             )
-        self._made.make(f"stage {source}", stage.create())
+        self.made.make(f"stage {source}", stage.create())
         return stage
 
+    def make(self, what: str, statements: Sequence[str]) -> None:
+        """Make a temporary table of ours, unless it is there."""
+        self.made.make(what, statements)
+
     def prepare(self, load: Load) -> None:
-        self._made.make(load.name, load.create())
+        self.made.make(load.name, load.create())
 
     def keep(self, load: Load) -> None:
         """Make the load's table for rows set aside, which few batches need."""
-        self._made.make(f"kept {load.name}", load.create_kept())
+        self.made.make(f"kept {load.name}", load.create_kept())

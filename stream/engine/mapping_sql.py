@@ -125,15 +125,15 @@ class Load:
 
     def create(self) -> list[str]:
         """Statements that make this load's temporary tables, empty at each commit."""
-        made = [self._like(self.rows, self.mapping.columns, f"null::integer as {DONE}")]
+        made = [self.like(self.rows, self.mapping.columns, f"null::integer as {DONE}")]
         if self.mapping.owner:
-            made.append(self._like(self.owners, self.mapping.owner))
+            made.append(self.like(self.owners, self.mapping.owner))
         return made
 
     def create_kept(self) -> list[str]:
-        return [self._like(self.kept, self.table.column_names)]
+        return [self.like(self.kept, self.table.column_names)]
 
-    def _like(self, name: str, names: Sequence[str], *more: str) -> str:
+    def like(self, name: str, names: Sequence[str], *more: str) -> str:
         """With columns like the target's, but without the constraints of domains, which are checked where it is written
         (a value that was not sent is NULL until then)."""
         picked = [

@@ -15,6 +15,7 @@ from schemas.errors import RowRejected
 from schemas.names import EQ, quote
 from schemas.position import Lsn
 from stream.engine.mapping_sql import PART, Load
+from stream.engine.small_batch import SMALL_ROWS
 from stream.engine.staging import Part, Staged
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ class Partial:
             return set()
         e.keep(load)
         e.run(load.transform({source: stage.reading(rows=rows)}))
-        e.run(load.keep_together(source, *stage.numbered(rows)))
+        with e.plans.by_index(), e.plans.hashing(on=len(rows) >= SMALL_ROWS):
+            e.run(load.keep_together(source, *stage.numbered(rows)))
         e.run(load.done_moved())
         return set(rows)
 

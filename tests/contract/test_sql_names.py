@@ -26,6 +26,7 @@ MODULES = (
     "connectors/postgres/peek.py", "connectors/postgres/ranges.py", "connectors/postgres/sight.py",
     "connectors/postgres/statistics.py", "connectors/postgres/targets.py", "connectors/postgres/trial.py",
     "stream/backfill/post_load.py", "stream/engine/build.py", "stream/engine/chunk.py", "stream/engine/engine.py",
+    "stream/engine/graves.py",
     "stream/engine/joins.py", "stream/engine/keyless.py", "stream/engine/mapping_sql.py", "stream/engine/repairs.py",
     "stream/engine/small_batch.py", "stream/engine/staging.py", "stream/engine/toast.py",
     "stream/remediation/repaired.py", "stream/verify/counterparts.py", "stream/verify/digests.py",

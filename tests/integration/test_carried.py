@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from schemas.position import Position
-from stream.apply.transaction import Batch
 from stream.remediation import quarantine
 from tests.fixtures.databases import Databases
 from tests.fixtures.filling import FORWARD, Filling
-from tests.fixtures.stream import epoch_record
 from tests.fixtures.tape import MIGRATION
 
 OLD = """
@@ -117,28 +113,7 @@ def test_what_one_part_of_a_transaction_set_aside_is_not_the_next_parts(filling:
     with filling.old.transaction():
         for was, now in ((1, 20), (20, 21), (2, 20)):
             filling.old.execute("update t set id = %s where id = %s", (now, was))
-    changes = filling.read()
-    checkpoint = filling.checkpoint()
-    works = []
-    for number, change in enumerate(changes):
-        epoch = replace(
-            epoch_record(checkpoint.epoch + 1 + number, {}, complete=number == len(changes) - 1),
-            end_lsn=change.position.commit_lsn,
-            last=Position(change.position.commit_lsn, number),
-        )
-        work = filling._folding.work()
-        filling._folding.add(work, epoch, [change], {})
-        works.append(work)
-    parts = iter(works[1:])
-    batch = Batch(
-        filling.engine,
-        filling._folding,
-        holder="test",
-        quarantine_limit=lambda: 0,
-        more=lambda: next(parts),
-        overtaken=filling.overtaken,
-    )
-    batch.write(works[0], checkpoint)
+    filling.write_in_parts(filling.read(), 1)
     filling.agrees()
     assert mine(filling) == [(3, "of 3", 3), (20, "of 2", 2), (21, "of 1", 1)]
 
