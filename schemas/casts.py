@@ -70,11 +70,20 @@ def _named(text: str, kind: str) -> Type:
     return Type(name=_NAMES.get(name, name), limits=limits, kind=kind)
 
 
+def one(inner: Type, outer: Type) -> bool:
+    """Whether they are one type, of whatever length. An extension may live in another schema on the other side; nothing
+    but an extension brings base types."""
+    if inner.name == outer.name:
+        return True
+    brought = inner.kind == outer.kind == "b" and "." in inner.name and "." in outer.name
+    return brought and inner.name.rpartition(".")[2] == outer.name.rpartition(".")[2]
+
+
 def there_and_back(inner: Type, outer: Type) -> Way | None:
     """A value of `inner` cast to `outer` and back. None where no way back is known."""
     if inner == outer:
         return Way()
-    if inner.name == outer.name:
+    if one(inner, outer):
         return _same(inner, outer)
     if outer.name in TEXTS and inner.kind in "be":
         return _to_text(inner, outer)

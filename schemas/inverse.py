@@ -14,7 +14,7 @@ from decimal import Decimal
 from sqlglot import exp
 
 from schemas import casts, constants
-from schemas.casts import INTEGERS, TEXTS, Type, there_and_back, type_of_cast, type_of_column
+from schemas.casts import INTEGERS, TEXTS, Type, one, there_and_back, type_of_cast, type_of_column
 from schemas.constants import NoWay
 from schemas.table import Column
 
@@ -109,7 +109,7 @@ class _Turn:
             raise NoWay(f"there is no cast from {outer.name} back to {inner.name} that is known to be its reverse")
         if way.loses:
             self.loses.append(f"{outer.name} does not hold {way.loses}")
-        return sql if inner.name == outer.name else f"{_operand(sql)}::{inner.sql}"
+        return sql if one(inner, outer) else f"{_operand(sql)}::{inner.sql}"
 
     def back(self, node: exp.Expr, y: str) -> tuple[str, Column]:
         """(the column's value in SQL, the column), where `y` is the expression's value."""

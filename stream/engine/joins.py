@@ -113,11 +113,22 @@ class Owners:
 
     def _mirror(self, load: Load, source: str, restricted: bool) -> str:
         e = self._engine
-        sql = f"select * from {e.loads['mirror:' + source].into}"
+        sql = f"select {self._columns(source)} from {e.loads['mirror:' + source].into} m"
         feed = load.mapping.feeds.get(source)
         if not restricted or feed is None or feed.restrict is None:
             return sql
         return f"{sql} where {load.among_owners(feed.restrict)}"
+
+    def _columns(self, source: str) -> str:
+        """A mirror's columns (of `m`), under the source's collations also where it was made without them."""
+        e = self._engine
+        held, wanted = e.loads["mirror:" + source].types, e.stages[source].types
+        other = {n for n, t in wanted.items() if t.collation and n in held and held[n].collation != t.collation}
+        if not other:
+            return "m.*"
+        return ", ".join(
+            f"m.{quote(n)} collate {wanted[n].collation} as {quote(n)}" if n in other else f"m.{quote(n)}" for n in held
+        )
 
     def before(self, load: Load, staged: Mapping[str, Staged]) -> None:
         """The owners fed by the mirrors' rows as they were before this batch, and by the old images."""
@@ -130,7 +141,8 @@ class Owners:
                 stage = e.stages[source]
                 keys = matches(stage.key, "m", "o", stage.types)
                 mirror = e.loads["mirror:" + source].into
-                was = f"select m.* from {mirror} m where exists (select from {stage.old} o where {keys})"
+                touched = f"exists (select from {stage.old} o where {keys})"
+                was = f"select {self._columns(source)} from {mirror} m where {touched}"
                 if staged[source].has_old:
                     e.post(
                         load.collect_owners(source, self.bindings(load, restricted=False) | {source: was}), prepare=True
@@ -177,7 +189,7 @@ class Owners:
                 mirror = e.loads["mirror:" + source].into
                 keys = [stage.types[n] for n in stage.key]
                 touched = among([f"m.{quote(n)}" for n in stage.key], keys, stage.new, stage.key)
-                now = f"select m.* from {mirror} m where {touched}"
+                now = f"select {self._columns(source)} from {mirror} m where {touched}"
                 e.post(load.collect_owners(source, self.bindings(load, restricted=False) | {source: now}), prepare=True)
 
     def wake(self, name: str) -> int:

@@ -50,7 +50,11 @@ STEPS: tuple[Step, ...] = (
         brings="the search_path of users' functions can be given; it stays empty until the file says otherwise",
         change=_no_paths,
     ),
-    Step(number=5, brings="tables know what decides a row's partition, so that one that moves stays the row it is"),
+    Step(
+        number=5,
+        brings="tables know what decides a row's partition, so that one that moves stays the row it is, and columns"
+        " their collations",
+    ),
 )
 VERSION = STEPS[-1].number
 

@@ -10,11 +10,14 @@ from contextlib import ExitStack
 
 import pytest
 
+from connectors.postgres.mirror import create_mirror
+from schemas.collated import collated
 from schemas.direction import Direction
 from schemas.errors import Halt, Unavailable
 from stream.preflight import Findings, collations
 from tests.fixtures.databases import Databases
 from tests.fixtures.filling import Filling
+from tests.fixtures.tape import MIGRATION
 from tests.fixtures.verifying import corrupt, found, swept
 
 Make = Callable[..., Filling]
@@ -216,6 +219,21 @@ def test_a_domain_that_is_not_null_is_no_obstacle(make: Make) -> None:
         "update t set n = 2 where id = 50",
         "delete from t where id = 50",
     )
+    with filling.streaming():
+        assert found(swept(filling)) == {}
+        corrupt(
+            filling,
+            "update app.t set mail = 'other@x', p = 7 where id = 900",
+            "update app.said set mail = upper(mail) where id = 901",
+            "update app.used set n = n + 1 where mail = 'n850@x'",
+            "update app.v set n = 0 where code = 'new@'",
+        )
+        assert found(swept(filling)) == {
+            "t": [("different", ("900",), ("mail", "p"))],
+            "said": [("different", ("901",), ("mail",))],
+            "used": [("different", ("n850@x",), ("n",))],
+            "v": [("different", ("new@",), ("n",))],
+        }
 
 
 def test_a_domain_that_refuses_what_old_takes_sets_aside_that_row_alone(make: Make) -> None:
@@ -337,6 +355,29 @@ def test_collations_of_columns_are_kept(icu_databases: Databases) -> None:
                 "q": [("different", ("2",), ("up", "is_abc"))],
                 "j": [("different", ("1",), ("city",))],
             }
+
+
+def test_a_mirror_that_was_made_without_collations(icu_databases: Databases) -> None:
+    """By an older version: what mappings read of it has them all the same."""
+    with ExitStack() as stack:
+        filling = loaded(_making(stack, icu_databases)(COLLATED, COLLATED_NEW, COLLATED_MAPPING))
+        for source, column in (("p", "name"), ("u", "name"), ("o", "who")):
+            mirror = filling.engine.loads[f"mirror:{source}"].into
+            filling.new.execute(f'alter table {mirror} alter "{column}" type text collate "default"'.encode())
+        filling.begin_anew()
+        changed(
+            filling,
+            "update p set name = 'beate' where id = 1",
+            "update u set city = 'Paris' where city = 'Rome'; update o set who = 'ann' where id = 3",
+        )
+        with filling.new.transaction():
+            for source in ("p", "u", "o"):
+                filling.new.execute("set local search_path = ''")
+                ordered = collated(filling.plan.mappings, source)
+                table = filling.plan.sources[source]
+                create_mirror(filling.new, MIGRATION, Direction.FORWARD, table, ordered)
+        filling.begin_anew()
+        changed(filling, "update p set name = 'Arno' where id = 3", "update o set who = 'bOB' where id = 1")
 
 
 def test_collations_of_keys(icu_databases: Databases) -> None:
