@@ -33,6 +33,24 @@ select t.oid::bigint, k.conname, k.convalidated, pg_catalog.pg_get_expr(k.conbin
  order by 1, 2
 """
 
+# What the leaves of a partitioned table take, together: a row that none of them takes is refused. Of hash partitions
+# nothing can be said elsewhere; a table without partitions takes nothing.
+_PARTITIONS = """
+select t.oid::bigint, '', true,
+       coalesce(pg_catalog.string_agg('(' || pg_catalog.pg_get_partition_constraintdef(l.relid) || ')', ' or '),
+                'false'),
+       array(select distinct a.attname::text from pg_catalog.pg_partition_tree(t.oid) s
+               join pg_catalog.pg_partitioned_table p on p.partrelid = s.relid
+               join pg_catalog.pg_attribute a on a.attrelid = s.relid and a.attnum = any(p.partattrs::int2[]))
+  from pg_catalog.pg_class t left join lateral pg_catalog.pg_partition_tree(t.oid) l on l.isleaf and l.level > 0
+ where t.oid = any(%s::oid[]) and t.relkind = 'p' and not exists (
+         select from pg_catalog.pg_partition_tree(t.oid) s
+           join pg_catalog.pg_partitioned_table p on p.partrelid = s.relid where p.partstrat = 'h')
+ group by t.oid having coalesce(pg_catalog.bool_and(pg_catalog.pg_get_partition_constraintdef(l.relid) is not null
+                                                      or l.relid is null), true)
+ order by 1
+"""
+
 # The single columns of text or bytes that a B-tree holds whole.
 _INDEXED = """
 select i.indrelid::bigint, c.relname, a.attname
@@ -48,7 +66,7 @@ select i.indrelid::bigint, c.relname, a.attname
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """A CHECK of the table with this oid, and the columns that it reads."""
+    """A CHECK of the table with this oid, and the columns that it reads; without a name, what its partitions take."""
 
     table: int
     name: str
@@ -58,9 +76,10 @@ class Check:
 
 
 def checks(conn: Connection, tables: Iterable[Table]) -> list[Check]:
-    """The CHECK constraints of the tables themselves, enforced ones."""
+    """The CHECK constraints of the tables themselves, enforced ones; and what their partitions take."""
+    oids = [t.oid for t in tables]
     with translated("cannot read the CHECK constraints"):
-        rows: list[Any] = conn.execute(_CHECKS, ([t.oid for t in tables],)).fetchall()
+        rows: list[Any] = [*conn.execute(_CHECKS, (oids,)).fetchall(), *conn.execute(_PARTITIONS, (oids,)).fetchall()]
     return [
         Check(table=oid, name=name, valid=valid, expression=expression, columns=tuple(columns))
         for oid, name, valid, expression, columns in rows

@@ -26,14 +26,20 @@ class Partitions:
         self._tables = {m.target: plan.targets[m.target] for m in plan.mappings if plan.targets[m.target].partitioned}
         self._known: dict[str, list[tuple[str, str]]] = {}
 
-    def look(self, open_rows: int) -> None:
-        """Called about once a second; `open_rows` are those in quarantine. A start counts as another partition."""
+    def look(self, open_rows: int) -> bool:
+        """Called about once a second; `open_rows` are those in quarantine. A start counts as another partition.
+
+        Whether there may be another one, of a table that had none for some row.
+        """
+        found = False
         if not (open_rows and self._tables):
-            return
+            return found
         with translated("looking for new partitions"):
             for load in self._target.refused_for(CHECK_VIOLATION) & self._tables.keys():
                 now = catalog.leaves(self._target.conn, self._tables[load])
                 if now != self._known.get(load):
+                    found = True
                     self._known[load] = now
                     if asked := self._target.try_again(load, CHECK_VIOLATION, self._side):
                         log.info("%d rows of %s that no partition took are tried again", asked, load)
+        return found

@@ -56,7 +56,8 @@ class Tending:
             self._metrics.reread(len(waiting))
             self._metrics.quarantined(apart := self._target.open_quarantine())
             asked = self._target.owners_asked()
-        self._partitions.look(apart)
+        if self._partitions.look(apart):
+            self._fence()
         asleep = [name for name, state in states.items() if state.state == "asleep"]
         for name in asleep:
             mirrors = [f"mirror:{s}" for s in self._engine.loads[name].mapping.sources]

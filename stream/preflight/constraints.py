@@ -45,10 +45,10 @@ def examine(
     for mapping in mapped:
         table = tables[mapping.target]
         checks = [c for c in theirs if c.table == table.oid and not _believed(mapping, c, held)]
-        conditions = {f"the CHECK {c.name}{'' if c.valid else ' (NOT VALID)'}": c.expression for c in checks}
+        conditions = {_said(c): c.expression for c in checks}
         conditions |= _filled(mapping, table, sources)
         indexes = {
-            f"the index {index}, which takes {LONG_BYTES:,} bytes": f"pg_catalog.octet_length({quote(c)}::text)"
+            f"the index {index} on {c}, which takes {LONG_BYTES:,} bytes": f"pg_catalog.octet_length({quote(c)}::text)"
             f" operator(pg_catalog.<=) {LONG_BYTES}"
             for oid, index, c in long
             if oid == table.oid and c in mapping.columns and not _fits(mapping, c, sources, fits)
@@ -70,7 +70,7 @@ def examine(
             if result.rows is None and what not in indexes:
                 blind.setdefault(result.why, []).append(what)
             elif result.rows:
-                _tell(found, what, result.rows, limit, where, qualified(table.schema, table.name), what in indexes)
+                _tell(found, what, result.rows, limit, where, _way_out(what, side, qualified(table.schema, table.name)))
         for why, names in blind.items():
             found.note(
                 "constraints",
@@ -103,16 +103,32 @@ def identities(
             )
 
 
-def _tell(found: Findings, what: str, rows: int, limit: int, where: str, name: str, index: bool) -> None:
-    side = where.partition(".")[0]
-    other = Side(side).other
+BOUNDS, INDEX = "the bounds of every partition", "the index "
+
+
+def _said(check: Check) -> str:
+    return f"the CHECK {check.name}{'' if check.valid else ' (NOT VALID)'}" if check.name else BOUNDS
+
+
+def _way_out(what: str, side: Side, name: str) -> str:
+    """What there is to do on the target; `name` is the table's."""
+    if what.startswith(INDEX):
+        return f"index less of them on {side}, say an expression like left(..., 500) or a hash"
+    if what == BOUNDS:
+        return f"make a partition for them: create table ... partition of {name} ..."
+    return (
+        f"drop the constraint of {name} until they are mended (NOT VALID spares only rows that were there before it:"
+        " each row that is copied is checked)"
+    )
+
+
+def _tell(found: Findings, what: str, rows: int, limit: int, where: str, way_out: str) -> None:
+    other = Side(where.partition(".")[0]).other
+    index = what.startswith(INDEX)
     does = "may be too long for" if index else "breaks" if rows == 1 else "break"
     cause = f"{counted(rows, 'row')} of {other} {does} {what}"
-    remedy = f"mend them on {other}, change what the mapping makes of them or leave them out by its `where`;" + (
-        f" or index less of them on {side}, say an expression like left(..., 500) or a hash"
-        if index
-        else f" or drop the constraint of {name} until they are mended (NOT VALID spares only rows that were there"
-        " before it: each row that is copied is checked)"
+    remedy = (
+        f"mend them on {other}, change what the mapping makes of them or leave them out by its `where`; or {way_out}"
     )
     if rows > limit and not index:
         found.problem(

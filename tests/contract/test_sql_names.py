@@ -38,6 +38,7 @@ APART = {
     ("connectors/postgres/bindings.py", "_UNIQUE"),
     ("connectors/postgres/constraints.py", "_CHECKS"),
     ("connectors/postgres/constraints.py", "_INDEXED"),
+    ("connectors/postgres/constraints.py", "_PARTITIONS"),
     ("connectors/postgres/fired.py", "_USERS"),
     ("connectors/postgres/fired.py", "_EXPRESSIONS"),
     ("connectors/postgres/fired.py", "_also"),

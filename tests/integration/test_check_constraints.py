@@ -39,6 +39,20 @@ def test_rows_that_constraints_of_new_refuse_are_counted(shop: Shop) -> None:
     assert found(shop, "constraints") == []
 
 
+def test_rows_that_no_partition_of_new_takes(shop: Shop) -> None:
+    shop.on_new("drop table app.readings_all; create table app.readings_b (like app.readings)")
+    [none] = found(shop, "constraints")
+    assert none.cause.startswith("2 rows of old break the bounds of every partition")
+    shop.on_new(
+        "alter table app.readings attach partition app.readings_b for values from ('2024-01-01') to ('2025-01-01')"
+    )
+    [one] = found(shop, "constraints")
+    assert one.cause.startswith("1 row of old breaks the bounds of every partition")
+    assert "partition of" in one.remedy
+    shop.on_new("create table app.readings_rest partition of app.readings default")
+    assert found(shop, "constraints") == []
+
+
 def test_what_cannot_be_counted_is_said(shop: Shop) -> None:
     shop.on_new("create function app.known(v numeric) returns boolean immutable language sql as 'select v is not null'")
     shop.on_new("alter table app.readings add constraint known check (app.known(v))")
