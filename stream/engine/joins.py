@@ -149,7 +149,10 @@ class Owners:
                     )
 
     def _carry(self, load: Load, staged: Mapping[str, Staged]) -> None:
-        """What no mapping writes goes along with an owner that is called by a row's key, where the row took another."""
+        """What no mapping writes goes along with an owner that is called by a row's key, where the row took another.
+
+        Where another row comes under a key that one had which is gone, nothing of that one's stays for it.
+        """
         self._renamed.pop(load.name, None)
         e, m = self._engine, load.mapping
         called = [m.output(name).plain for name in m.owner]
@@ -164,12 +167,15 @@ class Owners:
 
         numbers = [part.rows[0] for part in rows.parts if part.moved]
         moves = [(owner(was), owner(rows.keys[n])) for n in numbers if (was := rows.origins[n]) is not None]
-        if not moves:
+        coming = {n for part in rows.parts for n in part.rows}
+        gone = {rows.keys[n] for n in rows.left if n not in coming}
+        others = [owner(rows.keys[n]) for n in coming if rows.origins[n] is None and rows.keys[n] in gone]
+        if not (moves or others):
             return
         pairs = [{"was": list(was.values()), "now": list(now.values())} for was, now in moves]
-        self._renamed[load.name] = json.dumps(pairs)
+        self._renamed[load.name] = json.dumps([*pairs, *({"was": list(o.values()), "now": []} for o in others)])
         e.keep(load)
-        e.conn.execute(load.keep_owners(), (self._renamed[load.name],))
+        e.conn.execute(load.keep_owners(), (json.dumps(pairs),))
         left = e.target.carried(load.name, [was for was, _ in moves], apart=True)
         self._keep(load, [document | now for was, now in moves for document in left.get(canonical(was), ())])
 

@@ -24,6 +24,7 @@ create table moved_b_c partition of moved_b for values in ('c');
 create table pair (id integer unique, region text, nm text, primary key (id, region));
 create table g (id integer primary key, grp integer, doc text);
 alter table g alter doc set storage external;
+create table bio (id integer primary key, bio text);
 create table f (id integer primary key, grp integer, doc text);
 alter table f alter doc set storage external;
 """
@@ -38,6 +39,8 @@ create table g (id integer primary key, grp integer, doc text, mine text default
                 no bigint generated always as identity);
 create table pair (id integer primary key, region text, nm text, mine text default 'nobody''s',
                    no bigint generated always as identity);
+create table profile (id integer primary key, nm text, bio text, mine text default 'nobody''s',
+                      no bigint generated always as identity);
 create table sums (grp integer primary key, n bigint);
 create table f (id integer primary key, doc text, mine text default 'nobody''s',
                 no bigint generated always as identity);
@@ -45,6 +48,7 @@ create table f (id integer primary key, doc text, mine text default 'nobody''s',
 MAPPING = """
 copy: [t, part, moved, pair, g]
 tables:
+  - {to: profile, select: "select t.id, t.nm, b.bio from t left join bio b on b.id = t.id"}
   - {to: sums, select: "select grp, count(*) as n from g group by grp"}
   - {to: f, select: "select id, doc from f where grp = 1"}
 """
@@ -72,7 +76,7 @@ def _fill(made: Filling) -> None:
     with made.backfill(), made.streaming():
         made.filled()
     made.engine.begin(holder="test", lock="exclusive")
-    for table in ("t", "part", "moved", "pair", "g", "f"):
+    for table in ("t", "part", "moved", "pair", "g", "f", "profile"):
         made.engine.run(f"update app.{table} set mine = 'of ' || id, no = default")
     made.engine.commit()
 
@@ -129,16 +133,18 @@ def test_the_same_in_a_transaction_that_is_applied_in_parts(filling: Filling) ->
 def test_a_row_of_another_transaction_is_another_row(filling: Filling, together: bool) -> None:
     """What becomes of it does not depend on which transactions happened to share an epoch."""
     number = 7 if together else 8
-    before = mine(filling, "t")
+    before = {table: mine(filling, table) for table in ("t", "profile")}
     filling.old.execute("delete from t where id = %s", (number,))
     if not together:
         filling.advance()
     filling.old.execute("insert into t values (%s, 'another', 'd')", (number,))
     filling.advance()
     filling.agrees()
-    after = mine(filling, "t")
-    assert after[number][0] == "nobody's"
-    assert after[number][1] > max(no for _, no in before.values())
+    for table, was in before.items():
+        after = mine(filling, table)
+        assert after[number][0] == "nobody's"
+        assert after[number][1] > max(no for _, no in was.values())
+        assert {n: kept for n, kept in after.items() if n != number} == {n: k for n, k in was.items() if n != number}
 
 
 @pytest.mark.parametrize("table", ["part", "moved"])
