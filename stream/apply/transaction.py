@@ -28,6 +28,7 @@ from stream.engine.staging import Staged
 
 log = logging.getLogger("slackwater.apply")
 
+FOREIGN_KEY_VIOLATION = "23503"
 MAX_FOLDED_ROWS = 200_000
 
 
@@ -133,7 +134,7 @@ class Batch:
         if not work.changes:
             return
         e = self._engine
-        e.careful = False
+        e.careful = e.deletes_last = False
         swap: set[str] = set()
         fresh: set[tuple[str, str]] = set()  # (load, key) of what this part has put into quarantine
         omit: dict[str, set[int]] = {}
@@ -159,6 +160,8 @@ class Batch:
                     raise
                 if source:
                     self._unstageable(source, error, work, fresh, omit)
+                elif self._of_a_parent(error):
+                    e.deletes_last = True
                 elif not self._collision(load, error, swap, work):
                     self._isolate(load, error, work, fresh, applied_lsn, swap, omit)
             else:
@@ -168,6 +171,11 @@ class Batch:
                 return
 
     # What the target refuses.
+
+    def _of_a_parent(self, error: RowRejected | StatementRefused) -> bool:
+        """Whether it may be the order of statements that a foreign key refuses, where they are checked row by row."""
+        e = self._engine
+        return error.sqlstate == FOREIGN_KEY_VIOLATION and not (e.replica or e.deletes_last)
 
     def _collision(self, load: str, error: RowRejected | StatementRefused, swap: set[str], work: Work) -> bool:
         """A unique value moved between rows of the batch, or stands in a chunk that is newer than the batch.

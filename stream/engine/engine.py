@@ -56,6 +56,7 @@ class Engine:
         self.plan = plan
         self.target = Target(conn, plan.migration, plan.direction, apart=self.apart)
         self.current = self.staging = ""
+        self.deletes_last = False
         self.careful = False  # wait for each statement, so that `current` is exact
         self._pipeline: Any = None
         self._path = user_path.spelled(plan.target_path)
@@ -357,18 +358,20 @@ class Engine:
         skip: Mapping[str, Sequence[int]],
         applied_lsn: Lsn,
     ) -> None:
-        """Row-local loads: transform all, delete children first, write parents first, then rows that lack values."""
+        """Row-local loads: transform all, delete children first, write parents first, then rows that lack values.
+
+        `deletes_last`: the other way about, for rows that leave a parent which goes, or come to one that comes.
+        """
         loads = [x for x in loads if x.mapping.key]
         for load in loads:
             with self.writing(load):
                 left_out = skip.get(load.name, ())
                 self._transform(load, staged[load.mapping.sources[0]], left_out, applied_lsn, self._whole(load, swap))
         failpoint("apply.in_pipeline")
+        last = self.deletes_last and not any(s.truncated for s in staged.values())
         with self.plans.by_index():
-            for load in reversed(loads):
-                with self.writing(load):
-                    left_out = skip.get(load.name, ())
-                    self._delete(load, staged[load.mapping.sources[0]], left_out, self._whole(load, swap))
+            if not last:
+                self._deletes(loads, staged, swap, skip, last=False)
             for load in loads:
                 with self.writing(load):
                     rows = staged[load.mapping.sources[0]]
@@ -376,12 +379,28 @@ class Engine:
                         self._straight(load, "write", rows.direct.new)
                     elif rows.has_new:
                         moved = bool(load.unmapped) and (rows.carried or any(p.moved for p in rows.parts))
-                        self.write(load, swap=load.name in swap, moved=moved)
+                        self.write(load, swap=load.name in swap, moved=moved, first=last)
+            if last:
+                self._deletes(loads, staged, swap, skip, last=True)
         for load in loads:
             rows = staged[load.mapping.sources[0]]
             if not self._whole(load, swap) and any(p.missing and not p.moved for p in rows.parts):
                 with self.writing(load):
                     self.partial.write(load, rows, skip.get(load.name, ()))
+
+    def _deletes(
+        self,
+        loads: Sequence[Load],
+        staged: Mapping[str, Staged],
+        swap: Collection[str],
+        skip: Mapping[str, Sequence[int]],
+        *,
+        last: bool,
+    ) -> None:
+        for load in reversed(loads):
+            with self.writing(load):
+                left_out = skip.get(load.name, ())
+                self._delete(load, staged[load.mapping.sources[0]], left_out, self._whole(load, swap), last=last)
 
     def _whole(self, load: Load, swap: Collection[str]) -> bool:
         """Whether rows may be taken out and put back: even those that lack values are completed then."""
@@ -400,7 +419,7 @@ class Engine:
         if any(p.number == 0 for p in staged.parts):
             self.post(load.transform({source: stage.reading(part=0, skip=skip)}), prepare=not skip)
 
-    def _delete(self, load: Load, staged: Staged, skip: Sequence[int], whole: bool) -> None:
+    def _delete(self, load: Load, staged: Staged, skip: Sequence[int], whole: bool, *, last: bool) -> None:
         if staged.direct is not None:
             if staged.has_gone:
                 self._straight(load, "delete", staged.direct.old)
@@ -413,8 +432,9 @@ class Engine:
         if staged.has_gone:
             # A row in quarantine is read again by its key, which does not say what its target row was called before.
             lost = () if load.named_by(source) - set(stage.key) else skip
-            self.graves.bury(load, staged, lost)
-            if load.unmapped and staged.left:
+            if not last:
+                self.graves.bury(load, staged, lost)
+            if load.unmapped and staged.left and not last:  # what is there by now is what has come
                 # A row that comes under a key which another one had must not find that one's unmapped columns there.
                 self.post(load.delete_left(source, stage.reading_left(skip=lost)), prepare=not lost, writes=True)
             self.post(load.collect_owners(source, {source: stage.reading_old(skip=lost)}), prepare=not lost)
@@ -425,7 +445,8 @@ class Engine:
         if staged.has_gone or (load.leaves_gaps and staged.has_new):
             self.repairs.delete_stale(load)
 
-    def write(self, load: Load, *, swap: bool = False, moved: bool = False) -> None:
+    def write(self, load: Load, *, swap: bool = False, moved: bool = False, first: bool = False) -> None:
+        """Bring the target to `rows`. `first`: nothing is deleted yet; rows that come are written before others."""
         self.repairs.keep_overwritten(load)
         moved = self.graves.exhume(load) or moved
         fixed = () if swap else load.fixed
@@ -437,6 +458,10 @@ class Engine:
         if swap or fixed:
             with self.plans.hashing(on=self._many):
                 self.post(load.take_out(differing=fixed))
+        if first:
+            if aside:
+                self.post(load.put_back(), writes=True)
+            self.post(load.insert(), prepare=True, writes=True)
         if not swap and (update := load.update()) is not None:
             self.post(update, prepare=True, writes=True)
         with self.plans.hashing(on=self._many and aside):
