@@ -54,12 +54,12 @@ def _reach(engine: Engine, load: Load) -> Reach | None:
     source, column = m.sources[0], m.key[0]
     feed = bound(m.feeds[source].query, {source: engine.stages[source].reading()})
     aliases = ", ".join(f"o{i}" for i in range(len(m.owner)))
-    type_ = load.type(column).base
+    first = load.type(column).cast(f"o{m.owner.index(column)}")  # in the order that the target's column has
     k = quote(column)
     # A plan that reads all of the target for every chunk would end in quadratic time.
     with engine.writing(load), engine.plans.by_index():
         row = engine.conn.execute(
-            f"with o as materialized (select o{m.owner.index(column)}::{type_} as k from (\n{feed}\n) x({aliases})),\n"
+            f"with o as materialized (select {first} as k from (\n{feed}\n) x({aliases})),\n"
             "low as materialized (select k from o where k is not null order by k limit 1),\n"
             "high as materialized (select k from o where k is not null order by k desc limit 1)\n"
             "select (select k from low)::text, (select k from high)::text, (select pg_catalog.count(*) from (\n"

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
-from connectors.postgres import control, fence, targets, user_path
+from connectors.postgres import column_types, control, fence, targets, user_path
 from connectors.postgres.session import Connection, connect, translated
 from connectors.postgres.user_path import Path
 from connectors.postgres.void import void
 from schemas.control import ECHO_PREFIX
 from schemas.direction import Direction, Side
 from schemas.errors import Contended, RowRejected
-from schemas.names import qualified, quote
+from schemas.names import EQ, qualified, quote
 from schemas.repair import Action
 from schemas.spec import Spec
 from stream.migration.journal import Actor, append
@@ -169,7 +169,9 @@ def _put(conn: Connection, schema: str, row: Row, who: Actor, path: Path) -> Put
 def _insert(conn: Connection, name: str, row: Row, path: Path) -> bool:
     """Whether it was put there. Texts go as they are, of no type: each column's own input reads them."""
     if row.key:
-        same = " and ".join(f"t.{_escaped(quote(k))} = %s" for k in row.key)
+        types = column_types.of_columns(conn, [name])[name]
+        equal = {k: types[k].equal if k in types else EQ for k in row.key}
+        same = " and ".join(f"t.{_escaped(quote(k))} {_escaped(equal[k])} %s" for k in row.key)
         found = conn.execute(
             f"select exists (select from {_escaped(name)} t where {same})".encode(), list(row.key.values())
         ).fetchone()
