@@ -8,7 +8,7 @@ function or an operator that somebody puts there would run with our rights. Post
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from psycopg import conninfo, errors
 from connectors.postgres.session import Connection, translated
 from schemas.errors import Halt
 from schemas.names import quote, readable
+from schemas.table import Table
 
 Path = tuple[str, ...]
 """Schemas, the first first. Empty: PostgreSQL's own names alone."""
@@ -166,6 +167,32 @@ def homes(conn: Connection, types: Sequence[tuple[str, str]]) -> list[str]:
     with translated("cannot read where the types of the columns live"):
         rows: list[Any] = conn.execute(_HOMES, ([s for s, _ in types], [n for _, n in types])).fetchall()
     return [str(row[0]) for row in rows]
+
+
+def named(conn: Connection, path: Sequence[str], tables: Collection[Table]) -> list[str]:
+    """Schemas of this database in which SQL of ours looks something up by name: those of the path, and those of the
+    types and collations of the columns of both sides, as far as they are there."""
+    columns = [c for t in tables for c in t.columns]
+    types = sorted({c.type.removesuffix("[]") for c in columns if "." in c.type})
+    sorts = sorted({c.collation for c in columns if c.collation})
+    with translated("cannot read where the types of the columns live"):
+        rows: list[Any] = conn.execute(_NAMED, {"path": list(path), "types": types, "sorts": sorts}).fetchall()
+    found = [(t.rpartition(".")[0].strip('"'), t.rpartition(".")[2].strip('"')) for t in types]
+    for schema in sorted({t.schema for t in tables}):  # and below domains
+        found += base_types(conn, schema)
+    return list(dict.fromkeys([*(str(row[0]) for row in rows), *homes(conn, found)]))
+
+
+_NAMED = """
+select n.nspname from pg_catalog.pg_namespace n
+ where n.nspname <> 'pg_catalog'
+   and (n.nspname = any(%(path)s::text[])
+     or n.oid in (select t.typnamespace from pg_catalog.unnest(%(types)s::text[]) w(name)
+                    join pg_catalog.pg_type t on t.oid = pg_catalog.to_regtype(w.name)::oid)
+     or n.oid in (select c.collnamespace from pg_catalog.unnest(%(sorts)s::text[]) w(name)
+                    join pg_catalog.pg_collation c on c.oid = pg_catalog.to_regcollation(w.name)::oid))
+ order by 1
+"""
 
 
 def own(conn: Connection, schema: str, types: Sequence[tuple[str, str]] = ()) -> Path:

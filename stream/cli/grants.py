@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from connectors.postgres import catalog, control, survey
+from connectors.postgres import catalog, control, survey, user_path
 from schemas.direction import Side
 from stream import preflight
 from stream.cli import context
@@ -28,8 +28,12 @@ def grants() -> None:
                 database=catalog.server(conn).database,
                 version=catalog.server(conn).major,
                 owners=tuple(survey.owners(conn, tables.values())),
+                schemas=tuple(user_path.named(conn, path, [*plan.sources.values(), *plan.targets.values()])),
             )
-            for conn, tables in ((old, plan.sources), (new, plan.targets))
+            for conn, tables, path in (
+                (old, plan.sources, plan.source_path),
+                (new, plan.targets, plan.target_path),
+            )
         ]
         back = control.installed(new) and phase_store.phase(new, spec.migration) in WAY_BACK
     sections = granting.sections(plan, *places, back=back)

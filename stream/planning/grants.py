@@ -83,11 +83,15 @@ _CONTROL: Mapping[str, Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """One database, and what is known of it. `owners`: the roles that own the migration's tables there."""
+    """One database, and what is known of it. `owners`: the roles that own the migration's tables there.
+
+    `schemas`: those that are named there beside the tables' own: of columns' types, and of the `search_path`.
+    """
 
     database: str
     version: int  # major
     owners: tuple[str, ...]
+    schemas: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +184,7 @@ def _everyone(place: Place, schema: str) -> list[str]:
     roles = f"{CAPTURE}, {APPLY}, {BACKFILL}, {OPERATOR}"
     return [
         f"grant connect on database {quote(place.database)} to {roles};",
-        f"grant usage on schema {quote(schema)} to {roles};",
+        *(f"grant usage on schema {quote(s)} to {roles};" for s in dict.fromkeys((schema, *place.schemas))),
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from connectors.postgres import catalog, session
+from connectors.postgres import catalog, session, user_path
 from schemas.spec import Spec, parse_spec
 from stream import preflight
 from stream.planning import ddl
@@ -85,6 +85,10 @@ def test_an_extension_that_lives_in_another_schema(own: Shop) -> None:
     own.on_old("create table shop.word (id int primary key, w text, v ext.citext)")
     own.on_new("create table app.word (id int primary key, w text, v lib.citext)")
     assert problems(own) == []
+    with session.connect(own.old) as old, session.connect(own.new) as new:
+        tables = [*catalog.tables(old, "shop").values(), *catalog.tables(new, "app").values()]
+        assert user_path.named(old, ("shop",), tables) == ["ext", "shop"]  # what `grants` opens to the roles
+        assert user_path.named(new, (), tables) == ["lib"]
     assert not [f for f in preflight.check(own.spec) if "no cast from lib.citext" in f.cause]
     asking = own.with_(tables=own.tables.replace("v as v", "coalesce(v, w::text) as v"))
     assert problems(asking) == []
